@@ -1,0 +1,240 @@
+"""What a model is to the rest of Lectern: three small protocols, and the parameters of a generation.
+
+Chat models are asynchronous, since a conversation waits on them and is streamed. Embedders and rerankers are plain
+synchronous functions over batches: they compute, and callers on an event loop run them in a worker thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from framework.errors import CallerError
+from framework.messages import Completion, Delta, Message, ToolSpec, collect
+
+Vectors: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class JsonSchema:
+    """The answer is a JSON value valid under this schema."""
+
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Regex:
+    """The whole answer matches this regular expression."""
+
+    pattern: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The answer is one of these strings."""
+
+    options: tuple[str, ...]
+
+
+Constraint: TypeAlias = JsonSchema | Regex | Choice
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """Whether to call tools: the model decides (`auto`), must not (`none`), must call any (`required`) or `name`."""
+
+    mode: Literal["auto", "none", "required"] = "auto"
+    name: str | None = None
+
+    @classmethod
+    def named(cls, name: str) -> ToolChoice:
+        return cls("required", name)
+
+
+AUTO = ToolChoice()
+NONE = ToolChoice("none")
+REQUIRED = ToolChoice("required")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationParams:
+    """How to sample. The defaults decode greedily.
+
+    Attributes:
+        max_tokens: most tokens to generate; None: as many as the context holds.
+        temperature: 0 is greedy; otherwise the logits are divided by it.
+        top_p: nucleus sampling over the smallest set of tokens with this probability mass, in (0, 1].
+        stop: the answer ends before the first of these strings.
+        seed: the same seed with the same request gives the same tokens.
+        logprobs: number of alternatives to report with each token, 0 to 20; None: no log-probabilities.
+
+    Raises:
+        CallerError: a value out of range, with `field` naming it.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self.max_tokens is None or 1 <= self.max_tokens <= 2**31 - 1, "max_tokens", self.max_tokens, "1 or more"
+        )
+        in_range = math.isfinite(self.temperature) and 0 <= self.temperature <= 2
+        _require(in_range, "temperature", self.temperature, "between 0 and 2")
+        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _require(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", self.logprobs, "between 0 and 20")
+        _require(all(self.stop), "stop", self.stop, "strings that are not empty")
+
+
+def _require(valid: bool, name: str, value: object, range_: str) -> None:
+    if not valid:
+        raise CallerError(f"{name} must be {range_}, got {value!r}.", field=name)
+
+
+GREEDY = GenerationParams()
+
+
+@runtime_checkable
+class ChatModel(Protocol):
+    """A model that continues a conversation.
+
+    `stream` yields deltas in OpenAI's shapes and ends with one that carries `finish_reason` and `usage`. With tools and
+    `tool_choice`, what it yields are calls whose arguments are valid under the tool's schema wherever the
+    implementation can enforce that. Closing the iterator cancels the work. `constraint` and tools exclude each other.
+
+    Raises:
+        CallerError: the request is wrong, or the prompt is longer than the context (the message gives both lengths).
+        ModelUnavailable: the model can't be loaded or reached.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[ToolSpec] = (),
+        tool_choice: ToolChoice = AUTO,
+        constraint: Constraint | None = None,
+        params: GenerationParams = GREEDY,
+    ) -> AsyncIterator[Delta]: ...
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens in `text`; an estimate, never too low by more than a tenth, where the tokenizer is not at hand."""
+        ...
+
+
+async def complete(
+    model: ChatModel,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[ToolSpec] = (),
+    tool_choice: ToolChoice = AUTO,
+    constraint: Constraint | None = None,
+    params: GenerationParams = GREEDY,
+) -> Completion:
+    """One whole answer: the stream, added up."""
+    return await collect(
+        model.stream(messages, tools=tools, tool_choice=tool_choice, constraint=constraint, params=params)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedderInfo:
+    """What defines an embedding space. `id` changes whenever vectors stop being comparable (weights, pooling, prefix).
+
+    Attributes:
+        id: content-hashed identity, recorded with every index made with it.
+        name: the catalog's name for it.
+        dimensions: width of a vector.
+        max_tokens: longest input in tokens, special tokens included.
+        languages: ISO 639-1 codes that it was trained for; empty: any.
+        query_prefix, document_prefix: put in front of texts of that kind before tokenizing.
+    """
+
+    id: str
+    name: str
+    dimensions: int
+    max_tokens: int
+    languages: tuple[str, ...] = ()
+    query_prefix: str = ""
+    document_prefix: str = ""
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Texts to unit vectors."""
+
+    @property
+    def info(self) -> EmbedderInfo: ...
+
+    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+        """Vectors of shape (len(texts), dimensions), float32, L2-normalised, in the order given.
+
+        Raises:
+            CallerError: a text is longer than `max_tokens`; nothing is ever cut in silence.
+        """
+        ...
+
+    def embed_query(self, text: str) -> Vectors:
+        """One vector of shape (dimensions,). A longer query is cut; `count_tokens` beforehand tells by how much."""
+        ...
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text as a document: prefix and special tokens included."""
+        ...
+
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        """Code-point span of each token of `text`, without prefix and special tokens; used by the chunkers."""
+        ...
+
+
+@runtime_checkable
+class Reranker(Protocol):
+    """Scores how well each text answers a query."""
+
+    @property
+    def name(self) -> str: ...
+
+    def score(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Scores of shape (len(texts),); higher is better, comparable within one query only."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What the catalog knows of a model.
+
+    Attributes:
+        name: short name, or the id or folder it was asked for by.
+        kind: chat, embedding or reranker.
+        origin: "folder", "wheel" or "hub".
+        languages: ISO 639-1 codes it was trained for; empty: unknown or any.
+        context_length: tokens in all (chat), or the longest input (embedding, reranker).
+        licence: SPDX identifier where known.
+    """
+
+    name: str
+    kind: Literal["chat", "embedding", "reranker"]
+    origin: Literal["folder", "wheel", "hub"]
+    source: str
+    languages: tuple[str, ...] = ()
+    context_length: int = 0
+    licence: str = ""
+    query_prefix: str = ""
+    document_prefix: str = ""
+    revision: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
