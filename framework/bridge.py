@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Generator
 from concurrent.futures import Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+CLEAN_UP_SECONDS = 5.0
 
 
 class _Loop:
@@ -32,7 +35,12 @@ class _Loop:
             return False
 
 
+class _End:
+    """Follows the last item of an iteration."""
+
+
 _LOOP = _Loop()
+_NESTED = "A synchronous call was made inside asynchronous Lectern code; await the async form instead."
 
 
 def run_sync(work: Coroutine[Any, Any, T]) -> T:
@@ -56,22 +64,29 @@ def run_sync(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
-def iterate_sync(items: AsyncIterator[T]) -> Iterator[T]:
-    """An asynchronous iterator as a plain one. Leaving the loop early closes it, which cancels its work."""
+def iterate_sync(items: AsyncIterator[T]) -> Generator[T, None, None]:
+    """An asynchronous iterator as a plain one. Leaving the loop early cancels its work.
 
-    async def following() -> T:
-        return await anext(items)
+    One task runs the iterator from its first item to its end, so time-outs and context variables inside it hold.
+    """
+    arrived: SimpleQueue[T | _End] = SimpleQueue()
 
-    async def close() -> None:
-        if isinstance(items, AsyncGenerator):
-            await items.aclose()
+    async def pump() -> None:
+        try:
+            async for item in items:
+                arrived.put(item)
+        finally:
+            arrived.put(_End())
 
+    if _LOOP.is_current():
+        raise RuntimeError(_NESTED)
+    work = _LOOP.submit(pump())
     try:
-        while True:
-            try:
-                item = run_sync(following())
-            except StopAsyncIteration:
-                return
+        while not isinstance(item := arrived.get(), _End):
             yield item
+        work.result()
     finally:
-        run_sync(close())
+        if work.cancel():
+            with suppress(Empty):  # cancelled before its first step, it has nothing to close and sends no end
+                while not isinstance(arrived.get(timeout=CLEAN_UP_SECONDS), _End):
+                    pass
