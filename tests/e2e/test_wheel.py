@@ -1,4 +1,4 @@
-"""The built wheel, installed outside the checkout, runs an agent: nothing that it needs is left behind in the sources."""
+"""The built wheel, installed outside the checkout, runs an agent: nothing that it needs is left in the sources."""
 
 from __future__ import annotations
 
