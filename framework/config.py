@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -77,22 +77,26 @@ class Settings:
             ConfigError: an unknown key, or a value of the wrong type, named as `section.key`.
         """
         values = self.values.get(name, {})
-        known = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
-        for key in values:
-            if key not in known:
-                where = self.path or "the environment"
-                raise ConfigError(
-                    f"Unknown key {name}.{key} in {where}.", hint=_near(key, list(known)), field=f"{name}.{key}"
-                )
-        missing = [k for k, f in known.items() if k not in values and f.default is f.default_factory is MISSING]
-        if missing:
-            raise ConfigError(f"Missing key {name}.{missing[0]}.", field=f"{name}.{missing[0]}")
+        adapter = TypeAdapter(kind)
         try:
-            return TypeAdapter(kind).validate_python(dict(values))
+            section = adapter.validate_python(values)
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in (name, *first["loc"]))
             raise ConfigError(f"{place}: {first['msg']}, got {first['input']!r}.", field=place) from error
+        self._refuse_unknown(name, values, adapter.dump_python(section))
+        return section
+
+    def _refuse_unknown(self, place: str, given: Any, read: Any) -> None:
+        """Every key that was given must be among those that were read, at every depth."""
+        if not isinstance(given, Mapping) or not isinstance(read, Mapping):
+            return
+        for key, value in given.items():
+            name = f"{place}.{key}"
+            if key not in read:
+                where = self.path or "the environment"
+                raise ConfigError(f"Unknown key {name} in {where}.", hint=_near(key, list(read)), field=name)
+            self._refuse_unknown(name, value, read[key])
 
     @property
     def core(self) -> CoreConfig:
