@@ -1,0 +1,32 @@
+"""Any other architecture, through transformers. Slow to import, so only asked for where `bert` can't serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class AutoEncoder:
+    """Token ids to the last hidden states, by transformers' own class for the model.
+
+    Raises:
+        ValueError, OSError: the folder can't be loaded, or would need code of its own.
+    """
+
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
+        from transformers import AutoModel
+
+        self._model = AutoModel.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, local_files_only=True
+        )
+        self._model.eval().to(device)
+        self.width: int = self._model.config.hidden_size
+        self.positions: int = self._model.config.max_position_embeddings
+
+    def __call__(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Hidden states (texts, tokens, width) of `ids` (texts, tokens), padded on the right beyond `lengths`."""
+        mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
+        hidden: Tensor = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+        return hidden

