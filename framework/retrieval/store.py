@@ -33,12 +33,14 @@ class Space:
         dimensions: width of a dense vector.
         language: the analyzer's language for BM25 ("en", "zh", ...), ISO 639-1.
         average_length: the fixed average document length of BM25, in terms.
+        analyzer: version of the rules that turn text into terms and weights (`bm25.VERSION`).
     """
 
     embedder: str
     dimensions: int
     language: str = "en"
     average_length: float = 256.0
+    analyzer: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,266 @@
+"""A question in, ranked and checked hits out: embed, search both ways, fuse, check against the corpus, diversify."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from framework.documents import Hit
+from framework.errors import CallerError, Conflict
+from framework.models.base import Embedder, Vectors
+from framework.retrieval.bm25 import VERSION, Analyzer
+from framework.retrieval.config import MAX_K, MODES, Mode, SearchConfig
+from framework.retrieval.filters import Filter
+from framework.retrieval.fusion import Ranking, reciprocal_rank_fusion
+from framework.retrieval.languages import unread_script
+from framework.retrieval.mmr import maximal_marginal_relevance
+from framework.retrieval.store import Candidate, Corpus, Space, SparseVector, VectorStore
+
+MAX_QUERY = 32_768
+# A search that found too few live hits asks again for four times as many candidates, up to this many.
+MAX_POOL = 25_600
+GROWTH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """What a search found, best first.
+
+    Attributes:
+        mode: how it really ranked; "lexical" where the embedder could not read a hybrid search's query.
+        asked: the k that was asked for.
+        shortfall: how many of them were not found, because nothing else matches the query and the filter.
+        notices: what the reader should know about this result, as sentences.
+        seconds: time taken, embedding included.
+    """
+
+    hits: tuple[Hit, ...]
+    mode: Mode
+    asked: int
+    shortfall: int
+    notices: tuple[str, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A checked request. `vector` and `terms` are there where the mode uses them."""
+
+    mode: Mode
+    k: int
+    mmr: float | None
+    filter: Filter | None
+    vector: Vectors | None
+    terms: SparseVector | None
+    notices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """Candidates of one round, best first, with the scores of each stage so far."""
+
+    order: list[tuple[str, float]]
+    scores: Mapping[str, Mapping[str, float]]
+    vectors: Mapping[str, Vectors]
+    exhausted: bool
+
+
+class Retriever:
+    """Searches one collection of one tenant."""
+
+    def __init__(
+        self,
+        store: VectorStore,
+        corpus: Corpus,
+        embedder: Embedder,
+        tenant: str,
+        collection: str,
+        config: SearchConfig | None = None,
+    ) -> None:
+        self.store = store
+        self.corpus = corpus
+        self.embedder = embedder
+        self.tenant = tenant
+        self.collection = collection
+        self.config = config or SearchConfig()
+        self._analyzer: tuple[Space, Analyzer] | None = None
+
+    async def search(
+        self,
+        query: str,
+        *,
+        k: int | None = None,
+        mode: Mode | None = None,
+        mmr: float | None = None,
+        filter: Filter | None = None,
+    ) -> SearchResult:
+        """The k best live chunks for the query; what is not given comes from the configuration.
+
+        Raises:
+            CallerError: an empty or overlong query, or an argument out of range.
+            NotFound: no such collection.
+            Conflict: the collection was made with another embedder or analyzer.
+        """
+        return await asyncio.to_thread(self._search, query, k, mode, mmr, filter)
+
+    def _search(
+        self, query: str, k: int | None, mode: Mode | None, mmr: float | None, filter: Filter | None
+    ) -> SearchResult:
+        started = time.perf_counter()
+        plan = self._plan(query, k, mode, mmr, filter)
+        hits, notices = self._rounds(plan)
+        shortfall = plan.k - len(hits)
+        if shortfall:
+            notices += (f"{len(hits)} of {plan.k} results: nothing else matches the query and the filter.",)
+        seconds = time.perf_counter() - started
+        return SearchResult(tuple(hits), plan.mode, plan.k, shortfall, plan.notices + notices, seconds)
+
+    def _plan(self, query: str, k: int | None, mode: Mode | None, mmr: float | None, filter: Filter | None) -> _Plan:
+        k = self.config.k if k is None else k
+        mode = self.config.mode if mode is None else mode
+        mmr = self.config.mmr if mmr is None else mmr
+        _check_request(query, k, mode, mmr)
+        space = self.store.space(self.tenant, self.collection)
+        self._check_space(space, mode)
+        mode, notices = self._readable(query, mode)
+        vector = terms = None
+        if mode != "lexical":
+            notices += self._length_notice(query)
+            vector = self.embedder.embed_query(query)
+        if mode != "dense":
+            terms = self._analyzer_for(space).query(query)
+        return _Plan(mode, k, mmr, filter, vector, terms, notices)
+
+    def _check_space(self, space: Space, mode: Mode) -> None:
+        hint = f"Index it again with: lectern index PATH -c {self.collection} --rebuild"
+        info = self.embedder.info
+        if mode != "lexical" and (space.embedder, space.dimensions) != (info.id, info.dimensions):
+            raise Conflict(
+                f"The collection {self.collection!r} was embedded by {space.embedder}, "
+                f"and {info.name} ({info.id}) can't search its vectors.",
+                hint=hint,
+                field="collection",
+            )
+        if mode != "dense" and space.analyzer != VERSION:
+            raise Conflict(
+                f"The collection {self.collection!r} has terms of analyzer version {space.analyzer}, not {VERSION}.",
+                hint=hint,
+                field="collection",
+            )
+
+    def _readable(self, query: str, mode: Mode) -> tuple[Mode, tuple[str, ...]]:
+        """The mode that the embedder's languages allow: a hybrid search goes on without vectors that mean nothing."""
+        info = self.embedder.info
+        script = unread_script(query, info.languages) if mode != "lexical" else None
+        if script is None:
+            return mode, ()
+        known = f"The embedder {info.name} knows {', '.join(info.languages)} and can't read {script} script"
+        if mode == "dense":
+            return mode, (f"{known}: these results mean little; lexical search would serve better.",)
+        return "lexical", (f"{known}, so only the lexical ranking was used.",)
+
+    def _length_notice(self, query: str) -> tuple[str, ...]:
+        limit = self.embedder.info.max_tokens
+        cut = self.embedder.count_tokens([query])[0] - limit
+        if cut <= 0:
+            return ()
+        return (
+            f"The query is {cut} tokens longer than the {limit} that the embedder reads; its end was not embedded.",
+        )
+
+    def _analyzer_for(self, space: Space) -> Analyzer:
+        """One analyzer for as long as the collection stays the same: stemmers remember words."""
+        if self._analyzer is None or self._analyzer[0] != space:
+            self._analyzer = (space, Analyzer(space.language, space.average_length))
+        return self._analyzer[1]
+
+    def _rounds(self, plan: _Plan) -> tuple[list[Hit], tuple[str, ...]]:
+        """Candidates until k of them are live: points may be stale while a document is being replaced."""
+        size = max(self.config.pool, 2 * plan.k)
+        while True:
+            pool = self._candidates(plan, size)
+            hits = self._live(plan, pool)
+            if len(hits) >= plan.k or pool.exhausted:
+                return hits, ()
+            if size * GROWTH > MAX_POOL:
+                return hits, (f"The search stopped after {size} candidates, too few of which are live.",)
+            size *= GROWTH
+
+    def _candidates(self, plan: _Plan, size: int) -> _Pool:
+        found: dict[str, list[Candidate]] = {}
+        arguments = (size, plan.filter, plan.mmr is not None)
+        if plan.vector is not None:
+            found["dense"] = self.store.dense(self.tenant, self.collection, plan.vector, *arguments)
+        if plan.terms is not None and plan.terms.indices:
+            found["lexical"] = self.store.lexical(self.tenant, self.collection, plan.terms, *arguments)
+        scores: dict[str, dict[str, float]] = {}
+        vectors: dict[str, Vectors] = {}
+        for stage, candidates in found.items():
+            for candidate in candidates:
+                scores.setdefault(candidate.id, {})[stage] = candidate.score
+                if candidate.dense is not None:
+                    vectors[candidate.id] = candidate.dense
+        exhausted = all(len(candidates) < size for candidates in found.values())
+        return _Pool(self._fuse(plan, found, scores), scores, vectors, exhausted)
+
+    def _fuse(
+        self, plan: _Plan, found: Mapping[str, list[Candidate]], scores: dict[str, dict[str, float]]
+    ) -> list[tuple[str, float]]:
+        if plan.mode != "hybrid":
+            return [(candidate.id, candidate.score) for candidates in found.values() for candidate in candidates]
+        weights = {"dense": self.config.dense_weight, "lexical": self.config.lexical_weight}
+        rankings = [Ranking([c.id for c in candidates], weights[stage]) for stage, candidates in found.items()]
+        order = reciprocal_rank_fusion(rankings, self.config.rrf_k)
+        for id, score in order:
+            scores[id]["rrf"] = score
+        return order
+
+    def _live(self, plan: _Plan, pool: _Pool) -> list[Hit]:
+        """The hits of this round. All come from one reading of the corpus, so never from two versions of a document."""
+        ids = [id for id, _ in pool.order]
+        first = len(ids) if plan.mmr is not None else 2 * plan.k
+        live = self.corpus.hits(self.tenant, self.collection, ids[:first])
+        if len(live) < plan.k and first < len(ids):
+            live = self.corpus.hits(self.tenant, self.collection, ids)
+        order = [(id, score) for id, score in pool.order if id in live]
+        scores = pool.scores
+        if plan.mmr is not None and order:
+            order, scores = _diversify(plan, order, pool)
+        return [replace(live[id], score=score, scores=dict(scores[id])) for id, score in order[: plan.k]]
+
+
+def _diversify(
+    plan: _Plan, order: Sequence[tuple[str, float]], pool: _Pool
+) -> tuple[list[tuple[str, float]], Mapping[str, Mapping[str, float]]]:
+    """MMR over the live pool.
+
+    Relevance is the ranking's own score, so that 1 leaves every mode's order as it is. A cosine enters unchanged;
+    any other score is scaled linearly onto 0 to 1, a cosine's range.
+    """
+    assert plan.mmr is not None
+    relevance = np.array([score for _, score in order])
+    if plan.mode != "dense":
+        spread = float(np.ptp(relevance)) or 1.0
+        relevance = (relevance - relevance.min()) / spread
+    vectors = np.stack([pool.vectors[id] for id, _ in order])
+    picked = maximal_marginal_relevance(relevance.tolist(), vectors, plan.mmr, plan.k)
+    diverse = [(order[position][0], score) for position, score in picked]
+    return diverse, {id: {**pool.scores[id], "mmr": score} for id, score in diverse}
+
+
+def _check_request(query: str, k: int, mode: str, mmr: float | None) -> None:
+    if not query.strip():
+        raise CallerError("The query is empty.", field="query")
+    if len(query) > MAX_QUERY:
+        raise CallerError(f"The query has {len(query)} characters; {MAX_QUERY} are allowed.", field="query")
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= MAX_K:
+        raise CallerError(f"k must be between 1 and {MAX_K}, got {k!r}.", field="k")
+    if mode not in MODES:
+        raise CallerError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.", field="mode")
+    if mmr is not None and not (math.isfinite(mmr) and 0 <= mmr <= 1):
+        raise CallerError(f"mmr must be between 0 and 1, got {mmr!r}.", field="mmr")
