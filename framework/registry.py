@@ -26,17 +26,12 @@ class Registry(Generic[T]):
         self._own: dict[str, T] = {}
 
     @cached_property
-    def _plugins(self) -> dict[str, EntryPoint]:
-        found: dict[str, EntryPoint] = {}
+    def _plugins(self) -> dict[str, list[EntryPoint]]:
+        """Entry points by name; several of one name are a conflict, but only for who asks for that name."""
+        found: dict[str, dict[str, EntryPoint]] = {}
         for point in entry_points(group=self.group):
-            if point.name in found and found[point.name].value != point.value:
-                raise OperatorError(
-                    f"Two installed packages register the {self.kind} {point.name!r}: "
-                    f"{found[point.name].value} and {point.value}.",
-                    hint="Uninstall one of them.",
-                )
-            found[point.name] = point
-        return found
+            found.setdefault(point.name, {})[point.value] = point
+        return {name: list(points.values()) for name, points in found.items()}
 
     def register(self, name: str, item: T) -> T:
         """Add or replace an item for this process; it goes before a plugin of the same name."""
@@ -57,14 +52,20 @@ class Registry(Generic[T]):
 
         Raises:
             NotFound: no such name; the message lists those that exist.
-            OperatorError: the plugin that registers it can't be imported.
+            OperatorError: the plugin that registers it can't be imported, or two register it.
         """
         if name in self._own:
             return self._own[name]
         if name not in self._plugins:
             raise NotFound(f"There is no {self.kind} {name!r}.", hint=f"Known: {', '.join(self.names()) or 'none'}.")
-        point = self._plugins[name]
+        point, *others = self._plugins[name]
+        if others:
+            places = " and ".join(sorted(found.value for found in (point, *others)))
+            raise OperatorError(
+                f"Two installed packages register the {self.kind} {name!r}: {places}.", hint="Uninstall one of them."
+            )
         try:
             return cast(T, point.load())
-        except (ImportError, AttributeError) as error:
-            raise OperatorError(f"The {self.kind} {name!r} ({point.value}) can't be imported: {error}") from error
+        except (Exception, SystemExit) as error:  # a plugin module is foreign code
+            problem = f"{type(error).__name__}: {error}"
+            raise OperatorError(f"The {self.kind} {name!r} ({point.value}) can't be imported: {problem}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from itertools import pairwise
 
 _GOOGLE = re.compile(
     r"(Args|Arguments|Parameters|Params|Returns?|Yields?|Raises|Examples?|Notes?|Attributes|See Also|Warnings?|Todo):$"
@@ -18,7 +19,7 @@ def parse(docstring: str | None) -> tuple[str, dict[str, str]]:
     lines = inspect.cleandoc(docstring or "").splitlines()
     starts = [i for i in range(len(lines)) if _is_header(lines, i)]
     parameters: dict[str, str] = {}
-    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+    for start, end in pairwise([*starts, len(lines)]):
         parameters.update(_section(lines[start:end]))
     prose = lines[: starts[0]] if starts else lines
     return "\n".join(prose).strip(), parameters

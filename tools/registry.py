@@ -27,7 +27,7 @@ def _load(name: str) -> Tool:
     item = TOOLS.get(name)
     if not isinstance(item, Tool):
         raise OperatorError(
-            f"The entry point {name!r} of lectern.tools gives a {type(item).__name__}, not a tool.",
-            hint="Decorate the function with @tool.",
+            f"The entry point {name!r} of lectern.tools gives something of type {type(item).__name__}.",
+            hint="A tool is wanted: decorate the function with @tool.",
         )
     return item

@@ -40,12 +40,20 @@ def test_a_broken_plugin_is_named_and_leaves_the_others_alone(value: str, monkey
     assert things.get("good") == "/"
 
 
-def test_two_plugins_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_plugins_of_one_name_are_refused_and_leave_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = EntryPoint("x", "os:sep", "group"), EntryPoint("x", "os:name", "group"), EntryPoint("y", "os:sep", "group")
+    things = registry_with(*points, monkeypatch=monkeypatch)
+    with pytest.raises(OperatorError, match=r"Two installed packages.*os:name and os:sep"):
+        things.get("x")
+    assert things.names() == ["x", "y"]
+    assert things.get("y") == "/"
+
+
+def test_one_plugin_found_twice_on_the_path_is_no_conflict(monkeypatch: pytest.MonkeyPatch) -> None:
     things = registry_with(
-        EntryPoint("x", "os:sep", "group"), EntryPoint("x", "os:name", "group"), monkeypatch=monkeypatch
+        EntryPoint("x", "os:sep", "group"), EntryPoint("x", "os:sep", "group"), monkeypatch=monkeypatch
     )
-    with pytest.raises(OperatorError, match="Two installed packages"):
-        things.names()
+    assert things.get("x") == "/"
 
 
 def test_lecterns_packages_are_its_own_here() -> None:

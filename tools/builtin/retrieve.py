@@ -68,8 +68,13 @@ class RetrieveTool:
         found = await self._retriever.search(query, k=self._k)
         hits = tuple(found.hits)
         lines = [_summary(query, len(hits)), *(f"Note: {notice}" for notice in found.notices)]
-        passages = [f"[{number}] {_origin(hit)}\n{hit.chunk.text.strip()}" for number, hit in enumerate(hits, 1)]
-        return ToolResult("\n\n".join(["\n".join(lines), *passages]), hits=hits)
+        text = "\n".join([*lines, *(f"\n{passage(number, hit)}" for number, hit in enumerate(hits, 1))])
+        return ToolResult(text, hits=hits, data={"notices": tuple(found.notices)})
+
+
+def passage(number: int, hit: Hit) -> str:
+    """A hit as the model reads it, under the number that it is cited by."""
+    return f"[{number}] {_origin(hit)}\n{hit.chunk.text.strip()}"
 
 
 def _summary(query: str, count: int) -> str:
