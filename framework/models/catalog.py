@@ -6,7 +6,7 @@ A name is, in this order: a local folder or .gguf file, a model that an installe
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -19,10 +19,9 @@ from framework.models.base import ModelCard
 from framework.models.config import DEFAULTS, ModelsConfig
 from framework.models.folder import ModelFolder
 from framework.models.presets import PRESETS, Preset, preset_for
+from framework.models.progress import Report, silent
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# What is being done, what is done of it, and the whole, in the same unit (tensors or files).
-Report: TypeAlias = Callable[[str, int, int], None]
 Kind: TypeAlias = Literal["chat", "embedding", "reranker"]
 
 
@@ -51,7 +50,7 @@ class Catalog:
         cards = [_preset_card(name, preset) for name, preset in PRESETS.items()]
         return sorted(cards, key=lambda card: (card.origin != "wheel", card.kind, card.name))
 
-    def resolve(self, name: str, *, revision: str | None = None, progress: Report | None = None) -> Resolved:
+    def resolve(self, name: str, *, revision: str | None = None, progress: Report = silent) -> Resolved:
         """Find a model, and fetch or convert it when that is still to be done.
 
         Args:
@@ -75,14 +74,18 @@ class Catalog:
             raise _unknown(name)
         raise _unknown(name)
 
-    def _local(self, name: str, place: Path, progress: Report | None) -> Resolved:
+    def _local(self, name: str, place: Path, progress: Report) -> Resolved:
         if not place.exists():
             raise NotFound(f"There is no folder or file {name!r}.", hint="Check the path.", field="model")
         card = ModelCard(name, "chat", "folder", str(place.resolve()))
         return self._at(card, place.resolve(), progress)
 
-    def _at(self, card: ModelCard, path: Path, progress: Report | None) -> Resolved:
+    def _at(self, card: ModelCard, path: Path, progress: Report) -> Resolved:
         """The model in a folder or a .gguf file, with what its own files say added to its card."""
+        if path.is_file():
+            from framework.models.gguf import convert
+
+            path = convert(path, self.cache, progress)
         folder = ModelFolder(path)
         folder.weights()
         return Resolved(card if card.languages or card.licence else _described(card, folder), path)
