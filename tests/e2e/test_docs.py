@@ -42,11 +42,11 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    found = []
-    for match in BLOCK.finditer(text):
-        if not match["skip"]:
-            found.append(Block(match["language"], match["code"], text.count("\n", 0, match.start("code"))))
-    return found
+    return [
+        Block(match["language"], match["code"], text.count("\n", 0, match.start("code")))
+        for match in BLOCK.finditer(text)
+        if not match["skip"]
+    ]
 
 
 def runnable(page: Path) -> bool:
