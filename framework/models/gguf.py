@@ -100,7 +100,9 @@ def _write_folder(source: Path, folder: Path, progress: Report) -> None:
     _tokenizer(source, fields).save(str(folder / "tokenizer.json"))
     _write_json(folder / "config.json", config)
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(fields, tokens, config["max_position_embeddings"]))
-    ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config}
+    ids: dict[str, Any] = {
+        key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if key in config
+    }
     _write_json(folder / "generation_config.json", ids)
     _write_weights(folder / "model.safetensors", _named_tensors(source, reader, config), config, progress)
 
