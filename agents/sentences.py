@@ -1,0 +1,101 @@
+"""Text into the units that can be quoted: sentences, list items, table rows and lines of code, with exact spans."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_FENCE = re.compile(r"\s*(```|~~~)")
+_BREAK = re.compile(r"\s*(#{1,6}\s.*|[-=*_]{3,}|\|?[\s:|-]*-{2,}[\s:|-]*\|?)?\s*")
+_ROW = re.compile(r"\s*\|.*\||[^|]+\s\|\s[^|]+\s\|\s")
+_ITEM = re.compile(r"\s*(?:[-*+•]|\d{1,3}[.)])\s+(?=\S)")
+_QUOTE = re.compile(r"\s*>\s?")
+# A terminator with what closes behind it. Scripts without spaces between sentences end at the mark itself.
+_END = re.compile(r"(?:(?P<tight>[。！？｡]+)|[.!?…؟۔।॥]+)[\"'”’»)\]」』）]*")
+_WORD_BEFORE = re.compile(r"([^\W\d_](?:[\w.]*[^\W_])?)$")
+_WORD_AFTER = re.compile(r"\s+[\"'“‘«(\[`*_]*(\w+|$)")
+# Never the end of a sentence; of the others, only when a common first word follows.
+_TITLES = frozenset(
+    "mr mrs ms dr prof rev gen col sgt capt lt gov sen rep hon st mt fr vs no nos fig figs eq eqs sec ch vol pp ed eds "
+    "trans approx ca cf e.g i.e al dept art op viz resp jan feb mar apr jun jul aug sep sept oct nov dec".split()
+)
+_ABBREVIATIONS = frozenset("etc inc ltd co corp jr sr bros a.m p.m ph.d b.c a.d u.s u.k e.u u.n d.c".split())
+_STARTERS = frozenset(
+    "The A An Then It Its He She They We I You This That These Those There In On At By For From With After Before When While "
+    "During Since As If But And However Although Also His Her Their Our Some Many Most All No".split()
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A quotable unit: `text[start:end]`, without surrounding space and without a list item's marker."""
+
+    start: int
+    end: int
+
+
+def split_sentences(text: str) -> list[Sentence]:
+    """The units of a Markdown or plain text, in order. Headings, rules and fences are boundaries, not units."""
+    found: list[Sentence] = []
+    for start, end, prose in _blocks(text):
+        ends = list(_ends(text, start, end)) if prose else []
+        for left, right in zip([start, *ends], [*ends, end], strict=True):
+            sentence = _trimmed(text, left, right)
+            if sentence is not None:
+                found.append(sentence)
+    return found
+
+
+def _blocks(text: str) -> Iterator[tuple[int, int, bool]]:
+    """Spans of paragraphs and list items (prose), and of single rows and lines of code (not prose)."""
+    block: int | None = None
+    code, position = False, 0
+    for line in text.splitlines(keepends=True):
+        start, position = position, position + len(line)
+        fence, row = _FENCE.match(line), _ROW.match(line)
+        item = None if code else _ITEM.match(line)
+        if code or fence or row or item or _BREAK.fullmatch(line):
+            if block is not None:
+                yield block, start, True
+            block = start + item.end() if item else None
+            if (code or row) and not fence and not _BREAK.fullmatch(line):
+                block = None
+                yield start, position, False
+            code ^= fence is not None
+        elif block is None:
+            quote = _QUOTE.match(line)
+            block = start + (quote.end() if quote else 0)
+    if block is not None:
+        yield block, len(text), True
+
+
+def _ends(text: str, start: int, end: int) -> Iterator[int]:
+    """Where sentences end inside a paragraph, its own end left out."""
+    begin = start
+    for match in _END.finditer(text, start, end):
+        if match.end() < end and (match["tight"] or _is_end(text, begin, match, end)):
+            begin = match.end()
+            yield begin
+
+
+def _is_end(text: str, begin: int, match: re.Match[str], end: int) -> bool:
+    after = _WORD_AFTER.match(text, match.end(), end)
+    if after is None or after[1][:1].islower():
+        return False
+    if not match[0].startswith(".") or match[0].startswith(".."):
+        return True
+    head = text[begin : match.start()].lstrip()
+    word = _WORD_BEFORE.search(head)
+    if head.isdigit() or (word and word[1].lower() in _TITLES):
+        return False
+    initial = word is not None and (len(word[1]) == 1 or word[1].lower() in _ABBREVIATIONS or "." in word[1])
+    return not initial or after[1] in _STARTERS
+
+
+def _trimmed(text: str, start: int, end: int) -> Sentence | None:
+    while start < end and text[start].isspace():
+        start += 1
+    while start < end and text[end - 1].isspace():
+        end -= 1
+    return Sentence(start, end) if any(c.isalnum() for c in text[start:end]) else None
