@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-import uuid
+import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -15,6 +16,7 @@ from framework.retrieval.store import Candidate, Point, Space, SparseVector
 MAX_NAME = 128
 # Scores are compared after rounding: 32-bit engines differ from each other by less, and equal scores go by id.
 DIGITS = 5
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def check_name(kind: str, name: str) -> None:
@@ -37,20 +39,23 @@ def check_points(points: Sequence[Point], dimensions: int) -> list[Vectors]:
     Raises:
         CallerError: a point that can't be stored as it is; nothing has been written yet.
     """
+    check_ids([point.id for point in points])
     for point in points:
-        check_id(point.id)
-        check_sparse(point.sparse, point.id)
-        check_payload(point.payload, point.id)
+        check_sparse(point.sparse, f"point {point.id}")
+        _check_payload(point.payload, point.id)
     return [unit_vector(point.dense, dimensions, f"point {point.id}") for point in points]
 
 
-def check_id(id: str) -> None:
-    try:
-        canonical = str(uuid.UUID(id))
-    except (ValueError, AttributeError, TypeError):
-        canonical = ""
-    if canonical != id:
-        raise CallerError(f"The point id {id!r:.80} is not a UUID in its usual form.", field="id")
+def check_ids(ids: Iterable[str]) -> None:
+    for id in ids:
+        if not (isinstance(id, str) and _UUID.fullmatch(id)):
+            raise CallerError(f"The point id {id!r:.80} is not a UUID in lower case.", field="id")
+
+
+def check_payloads(payloads: Mapping[str, Mapping[str, object]]) -> None:
+    check_ids(payloads)
+    for id, payload in payloads.items():
+        _check_payload(payload, id)
 
 
 def unit_vector(vector: Vectors, dimensions: int, what: str) -> Vectors:
@@ -76,13 +81,13 @@ def check_sparse(sparse: SparseVector, what: str) -> None:
         raise CallerError(f"A term weight of {what} is not a positive number.", field="sparse")
 
 
-def check_payload(payload: Mapping[str, object], what: str) -> None:
+def _check_payload(payload: Mapping[str, object], what: str) -> None:
     for key, value in payload.items():
         if not isinstance(key, str) or not isinstance(value, str | int | float | bool):
             kind = type(value).__name__
             raise CallerError(f"Payload {key!r:.80} of {what} is a {kind}; text, numbers and booleans are stored.")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise CallerError(f"Payload {key!r:.80} of {what} is {value}, which no filter can find.")
+        if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+            raise CallerError(f"Payload {key!r:.80} of {what} is NaN or beyond the range of a 64-bit float.")
 
 
 def check_count(n: int) -> None:

@@ -6,6 +6,7 @@ it to this meaning.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -34,11 +35,22 @@ class In:
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The field is a number (not a boolean) within the given bounds, each inclusive; None leaves a side open."""
+    """The field is a number (not a boolean) within the given bounds, each inclusive; None leaves a side open.
+
+    Numbers are compared as 64-bit floats, so integers beyond 2^53 are compared rounded.
+
+    Raises:
+        CallerError: a bound is NaN.
+    """
 
     key: str
     at_least: float | None = None
     at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        for bound in (self.at_least, self.at_most):
+            if bound is not None and bound != bound:
+                raise CallerError(f"A bound of the range over {self.key!r:.80} is NaN.", field="filter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +82,8 @@ def matches(filter: Filter, payload: Mapping[str, Scalar]) -> bool:
             number = payload.get(key)
             if isinstance(number, bool) or not isinstance(number, int | float):
                 return False
-            return (low is None or number >= low) and (high is None or number <= high)
+            value = as_float(number)
+            return (low is None or value >= as_float(low)) and (high is None or value <= as_float(high))
         case Not(part):
             return not matches(part, payload)
         case All(parts):
@@ -106,6 +119,14 @@ def _equality(expression: str) -> Filter:
         return In(key, (text, float(text)))
     except ValueError:
         return Eq(key, text)
+
+
+def as_float(number: float) -> float:
+    """The number as a 64-bit float; an integer beyond its range becomes infinite."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.copysign(math.inf, number)
 
 
 def _same(left: Scalar, right: Scalar) -> bool:

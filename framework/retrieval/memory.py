@@ -15,8 +15,9 @@ from framework.retrieval.bm25 import inverse_document_frequency
 from framework.retrieval.checks import (
     DIGITS,
     check_count,
+    check_ids,
     check_name,
-    check_payload,
+    check_payloads,
     check_points,
     check_sparse,
     collection_not_found,
@@ -93,8 +94,7 @@ class MemoryStore:
 
     def set_payload(self, tenant: str, collection: str, payloads: Mapping[str, Mapping[str, Scalar]]) -> None:
         target = self._get(tenant, collection)
-        for id, payload in payloads.items():
-            check_payload(payload, id)
+        check_payloads(payloads)
         with self._lock:
             for id, payload in payloads.items():
                 if id in target.points:
@@ -102,6 +102,7 @@ class MemoryStore:
 
     def delete(self, tenant: str, collection: str, ids: Sequence[str]) -> None:
         target = self._get(tenant, collection)
+        check_ids(ids)
         with self._lock:
             for id in ids:
                 target.remove(id)
@@ -155,6 +156,7 @@ class MemoryStore:
 
     def vectors(self, tenant: str, collection: str, ids: Sequence[str]) -> dict[str, Vectors]:
         target = self._get(tenant, collection)
+        check_ids(ids)
         with self._lock:
             return {id: target.points[id].dense for id in ids if id in target.points}
 
