@@ -76,7 +76,7 @@ async def quote(
     hits: Sequence[Hit],
     embedder: Embedder,
     model: ChatModel | None = None,
-    config: QuotingConfig = QuotingConfig(),  # noqa: B008  frozen
+    config: QuotingConfig = QuotingConfig(),
 ) -> Quotation:
     """The one to `config.sentences` sentences that answer the question best, adjacent ones merged, best first.
 

@@ -15,16 +15,13 @@ _QUOTE = re.compile(r"\s*>\s?")
 _END = re.compile(r"(?:(?P<tight>[。！？｡]+)|[.!?…؟۔।॥]+)[\"'”’»)\]」』）]*")
 _WORD_BEFORE = re.compile(r"([^\W\d_](?:[\w.]*[^\W_])?)$")
 _WORD_AFTER = re.compile(r"\s+[\"'“‘«(\[`*_]*(\w+|$)")
-# Never the end of a sentence; of the others, only when a common first word follows.
-_TITLES = frozenset(
-    "mr mrs ms dr prof rev gen col sgt capt lt gov sen rep hon st mt fr vs no nos fig figs eq eqs sec ch vol pp ed eds "
-    "trans approx ca cf e.g i.e al dept art op viz resp jan feb mar apr jun jul aug sep sept oct nov dec".split()
-)
-_ABBREVIATIONS = frozenset("etc inc ltd co corp jr sr bros a.m p.m ph.d b.c a.d u.s u.k e.u u.n d.c".split())
-_STARTERS = frozenset(
-    "The A An Then It Its He She They We I You This That These Those There In On At By For From With After Before When While "
-    "During Since As If But And However Although Also His Her Their Our Some Many Most All No".split()
-)
+# Never the end of a sentence; of the abbreviations, only when a common first word follows.
+_TITLES = """mr mrs ms dr prof rev gen col sgt capt lt gov sen rep hon st mt fr vs no nos fig figs eq eqs sec ch vol pp
+ed eds trans approx ca cf e.g i.e al dept art op viz resp jan feb mar apr jun jul aug sep sept oct nov dec"""
+_ABBREVIATIONS = "etc inc ltd co corp jr sr bros a.m p.m ph.d b.c a.d u.s u.k e.u u.n d.c"
+_STARTERS = """The A An Then It Its He She They We I You This That These Those There In On At By For From With After
+Before When While During Since As If But And However Although Also His Her Their Our Some Many Most All No"""
+_NEVER, _SELDOM, _FIRST = (frozenset(words.split()) for words in (_TITLES, _ABBREVIATIONS, _STARTERS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +84,10 @@ def _is_end(text: str, begin: int, match: re.Match[str], end: int) -> bool:
         return True
     head = text[begin : match.start()].lstrip()
     word = _WORD_BEFORE.search(head)
-    if head.isdigit() or (word and word[1].lower() in _TITLES):
+    if head.isdigit() or (word and word[1].lower() in _NEVER):
         return False
-    initial = word is not None and (len(word[1]) == 1 or word[1].lower() in _ABBREVIATIONS or "." in word[1])
-    return not initial or after[1] in _STARTERS
+    initial = word is not None and (len(word[1]) == 1 or word[1].lower() in _SELDOM or "." in word[1])
+    return not initial or after[1] in _FIRST
 
 
 def _trimmed(text: str, start: int, end: int) -> Sentence | None:

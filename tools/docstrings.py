@@ -11,7 +11,7 @@ _GOOGLE = re.compile(
 )
 _GOOGLE_ENTRY = re.compile(r"\*{0,2}(\w+)\s*(?:\(.*?\))?\s*:\s*(.*)")
 _NUMPY_ENTRY = re.compile(r"(\*{0,2}\w+(?:\s*,\s*\w+)*)\s*(?::.*)?$")
-_FIELD = re.compile(r":(\w+)(?:\s+[^:]*?)?(?:\s(\w+))?:\s*(.*)")
+_FIELD = re.compile(r":(\w+)(?:\s+(?:[^:]*\s)?(\w+))?\s*:\s*(.*)")
 
 
 def parse(docstring: str | None) -> tuple[str, dict[str, str]]:
