@@ -1,0 +1,106 @@
+"""One turn of the model: streamed as events while it is made, ended when the time is up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from agents.citations import MarkerStream
+from agents.events import AnswerDelta, Event, ThoughtDelta
+from framework.messages import Completion, Delta, Message, ToolSpec, Usage, assemble
+from framework.models.base import ChatModel, GenerationParams
+
+HOLD = 200
+Emit = Callable[[Event], None]
+
+
+class Speech:
+    """Tells a model's text apart: a thought if a call follows, else a part of the answer.
+
+    `HOLD` characters are held back while a call may still follow. Text that grew longer has been shown as answer and
+    stays a part of it, so that the pieces shown always add up to the answer.
+    """
+
+    def __init__(self, emit: Emit, markers: MarkerStream, *, calls_possible: bool, only_thought: bool) -> None:
+        self.shown = ""
+        self._emit = emit
+        self._markers = markers
+        self._hold = float("inf") if only_thought else HOLD if calls_possible else 0
+        self._only_thought = only_thought
+        self._held = ""
+
+    async def feed(self, text: str) -> None:
+        self._held += text
+        if self.shown or len(self._held) > self._hold:
+            await self._show()
+
+    async def end(self, *, calls: bool) -> None:
+        """The turn is over; with calls, what was held back was a thought."""
+        if (calls and not self.shown) or self._only_thought:
+            if self._held:
+                self._emit(ThoughtDelta(self._held))
+            return
+        await self._show()
+        self._say(await self._markers.finish())
+
+    async def _show(self) -> None:
+        held, self._held = self._held, ""
+        self._say(await self._markers.feed(held))
+
+    def _say(self, text: str) -> None:
+        if text:
+            self.shown += text
+            self._emit(AnswerDelta(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the model did. A turn that the clock ended has no calls: half a call is none."""
+
+    message: Message
+    usage: Usage
+    shown: str
+    cut: bool
+    timed_out: bool
+
+
+async def take_turn(
+    model: ChatModel,
+    prompt: Sequence[Message],
+    tools: Sequence[ToolSpec],
+    speech: Speech,
+    *,
+    max_tokens: int,
+    seconds: float,
+) -> Turn:
+    """Stream the model's next message, for at most `seconds`.
+
+    Raises:
+        CallerError, ModelUnavailable: as the model raises them.
+    """
+    deltas: list[Delta] = []
+    stream = model.stream(prompt, tools=tools, params=GenerationParams(max_tokens=max_tokens))
+    try:
+        async with asyncio.timeout(None if seconds == float("inf") else seconds), aclosing(stream):  # type: ignore[type-var]
+            async for delta in stream:
+                deltas.append(delta)
+                await speech.feed(delta.content)
+    except TimeoutError:
+        done = assemble(deltas)
+        await speech.end(calls=False)
+        message = replace(done.message, tool_calls=())
+        return Turn(message, _usage(done, prompt, model), speech.shown, cut=True, timed_out=True)
+    done = assemble(deltas)
+    await speech.end(calls=bool(done.message.tool_calls))
+    usage = _usage(done, prompt, model)
+    return Turn(done.message, usage, speech.shown, cut=done.finish_reason == "length", timed_out=False)
+
+
+def _usage(done: Completion, prompt: Sequence[Message], model: ChatModel) -> Usage:
+    """As reported; counted by us where the model's server reports none or the turn was cut short."""
+    if done.usage.total_tokens:
+        return done.usage
+    written = done.message.content + "".join(call.name + call.arguments for call in done.message.tool_calls)
+    return Usage(sum(model.count_tokens(message.content) for message in prompt), model.count_tokens(written))
