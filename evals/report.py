@@ -1,0 +1,142 @@
+"""Means with bootstrap intervals, the difference of two runs, and the tables that show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from evals.gates import Verdict
+    from evals.run_log import Record
+
+CONFIDENCE = 0.95
+_BLOCK = 4_000_000  # resampled values held at once
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over `n` samples, with its 95% percentile-bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Mean of B - A over the samples that both have, with its interval; `ties` of the n are equal."""
+
+    metric: str
+    a: float
+    b: float
+    estimate: Estimate
+    ties: int
+
+    @property
+    def significant(self) -> bool:
+        """The interval leaves out 0."""
+        return self.estimate.low > 0 or self.estimate.high < 0
+
+
+def bootstrap(values: Sequence[float], *, seed: int = 0, resamples: int = 2000) -> Estimate:
+    """Percentile bootstrap of the mean (Efron 1979). The same values and seed give the same interval.
+
+    Args:
+        values: at least one, all finite.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    assert data.size, "nothing to average"
+    assert np.isfinite(data).all(), "a score is no number"
+    rng = np.random.default_rng(seed)
+    means: list[NDArray[np.float64]] = []
+    left = resamples
+    while left:
+        rows = min(left, max(1, _BLOCK // data.size))
+        means.append(data[rng.integers(0, data.size, (rows, data.size))].mean(axis=1))
+        left -= rows
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(np.concatenate(means), (tail, 1 - tail))
+    return Estimate(float(data.mean()), float(low), float(high), int(data.size))
+
+
+def summarise(
+    records: Sequence[Record], metrics: Sequence[str], *, errors: str = "zero", seed: int = 0, resamples: int = 2000
+) -> dict[str, Estimate]:
+    """An estimate for each metric that applied to at least one sample; `errors` as in `RunConfig`."""
+    counted = [record for record in records if errors == "zero" or record.error is None]
+    found = {}
+    for name in metrics:
+        values = [record.scores[name] for record in counted if name in record.scores]
+        if values:
+            found[name] = bootstrap(values, seed=seed, resamples=resamples)
+    return found
+
+
+def paired(a: Mapping[str, Record], b: Mapping[str, Record], metric: str, *, seed: int = 0) -> Difference | None:
+    """The paired bootstrap of B - A over the samples that both scored; None where there is none."""
+    shared = [key for key in a if key in b and metric in a[key].scores and metric in b[key].scores]
+    if not shared:
+        return None
+    left = [a[key].scores[metric] for key in shared]
+    right = [b[key].scores[metric] for key in shared]
+    differences = [after - before for before, after in zip(left, right, strict=True)]
+    ties = sum(1 for difference in differences if difference == 0)
+    return Difference(metric, float(np.mean(left)), float(np.mean(right)), bootstrap(differences, seed=seed), ties)
+
+
+def summary_table(name: str, metrics: Sequence[str], columns: Mapping[str, Mapping[str, Estimate]]) -> Table:
+    """One column for each variant, one row for each metric; a single variant gets its interval and n in columns."""
+    from rich.table import Table
+
+    table = Table(title=name, title_justify="left")
+    table.add_column("metric")
+    if len(columns) == 1:
+        (estimates,) = columns.values()
+        for heading in ("mean", "95% interval", "n"):
+            table.add_column(heading, justify="right")
+        for metric in metrics:
+            table.add_row(metric, *_cells(estimates.get(metric)))
+        return table
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for metric in metrics:
+        cells = [_cells(estimates.get(metric)) for estimates in columns.values()]
+        table.add_row(metric, *(f"{mean} {interval}" for mean, interval, _ in cells))
+    table.add_row("n", *(str(max((e.n for e in estimates.values()), default=0)) for estimates in columns.values()))
+    return table
+
+
+def difference_table(name_a: str, name_b: str, differences: Sequence[Difference]) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"A = {name_a}\nB = {name_b}", title_justify="left")
+    table.add_column("metric")
+    for heading in ("A", "B", "B - A", "95% interval", "n", "equal"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for d in differences:
+        e = d.estimate
+        verdict = "differs" if d.significant else "no difference shown"
+        interval = f"[{e.low:+.4f}, {e.high:+.4f}]"
+        table.add_row(d.metric, f"{d.a:.4f}", f"{d.b:.4f}", f"{e.mean:+.4f}", interval, str(e.n), str(d.ties), verdict)
+    return table
+
+
+def verdict_line(verdict: Verdict, name: str = "") -> str:
+    """PASS or FAIL, the gate, and the value that it judged."""
+    value = "the metric applied to no sample" if verdict.value is None else f"measured {verdict.value:.4f}"
+    place = f" [{name}]" if name else ""
+    return f"{'PASS' if verdict.passed else 'FAIL'}{place} {verdict.gate}: {value}"
+
+
+def _cells(estimate: Estimate | None) -> tuple[str, str, str]:
+    if estimate is None:
+        return "-", "", "0"
+    return f"{estimate.mean:.4f}", f"({estimate.low:.3f}-{estimate.high:.3f})", str(estimate.n)
