@@ -87,14 +87,14 @@ async def test_an_unknown_tool_gets_close_names() -> None:
         ('{"a": true}', "a: True is not of type 'integer'"),
         ('{"a": 1, "c": 2}', "'c' was unexpected"),
         ("{}", "'a' is a required property"),
-        ('{"a": "' + "x" * 500_000 + '"}', "is not of type 'integer'"),
+        ('{"a": "' + "x" * 500_000 + '"}', "a: 'xxx"),
         ('{"a": "' + "x" * 1_000_001 + '"}', "1000000 are allowed"),
     ],
 )
 async def test_wrong_arguments_are_explained_to_the_model(arguments: str, told: str) -> None:
     result = await run(add, arguments)
     assert result.error
-    assert told in result.content or told in result.content.replace("...", "is not of type 'integer'")
+    assert told in result.content
     assert len(result.content) < 600
 
 
