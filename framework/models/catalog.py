@@ -21,9 +21,12 @@ from framework.models.config import DEFAULTS, ModelsConfig
 from framework.models.folder import ModelFolder
 from framework.models.presets import PRESETS, Preset, preset_for
 from framework.models.progress import Report, silent
+from framework.models.recipe import read_recipe
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 Kind: TypeAlias = Literal["chat", "embedding", "reranker"]
+# The hub writes licences in lower case.
+SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,12 +183,15 @@ def _described(card: ModelCard, folder: ModelFolder) -> ModelCard:
     said = _front_matter(folder)
     languages = said.get("language") or ()
     listed = [languages] if isinstance(languages, str) else languages if isinstance(languages, list) else []
+    kind = _kind(folder, config)
+    limit = read_recipe(folder, card).max_tokens if kind == "embedding" else config.get("max_position_embeddings")
+    licence = str(said.get("license") or "")
     return replace(
         card,
-        kind=_kind(folder, config),
-        context_length=int(config.get("max_position_embeddings") or 0),
+        kind=kind,
+        context_length=int(limit or 0),
         languages=tuple(str(code) for code in listed if len(str(code)) == 2),
-        licence=str(said.get("license") or ""),
+        licence=SPDX.get(licence, licence),
     )
 
 

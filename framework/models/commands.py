@@ -94,8 +94,7 @@ def _catalog() -> tuple[ModelsConfig, Catalog]:
 
 def _row(card: ModelCard) -> dict[str, Any]:
     values = asdict(card)
-    extra = values.pop("extra")
-    return values | extra
+    return {**{key: value for key, value in values.items() if key != "extra"}, **card.extra}
 
 
 def _role(name: str, config: ModelsConfig) -> str:

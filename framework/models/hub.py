@@ -12,7 +12,7 @@ from framework.models.folder import PICKLES
 from framework.models.progress import Report
 
 if TYPE_CHECKING:
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
 WANTED = ["*.json", "*.safetensors", "README.md"]
 # The same weights again, for other programs.
@@ -114,11 +114,12 @@ def _explained(repository: str, revision: str | None, error: Exception) -> Lecte
 
 def _bar(progress: Report) -> type[tqdm]:
     """A progress bar as the hub's client wants it, that tells `progress` and draws nothing."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     class Bar(tqdm):
         def __init__(self, *args: Any, name: str | None = None, **options: Any) -> None:
-            super().__init__(*args, name=name, **{**options, "file": StringIO(), "disable": False})
+            options |= {"file": StringIO(), "disable": False}
+            super().__init__(*args, name=name, **options)  # type: ignore[no-untyped-call]  # theirs has no annotations
             # One of several: the others count files, and bytes as they were sent, compressed.
             self._measures = name == "huggingface_hub.snapshot_download"
 
