@@ -147,7 +147,7 @@ async def test_passages_are_numbered_with_their_origin_and_in_full() -> None:
     result = await search.call({"query": "tea"}, ToolContext())
     assert shelf.asked == [("tea", 5)]
     assert result.hits == shelf.hits
-    assert result.data == {"notices": ["2 of 5 results: nothing else matches."]}
+    assert result.data == {"notices": ("2 of 5 results: nothing else matches.",)}
     head, first, second, third = result.content.split("\n\n")
     assert head == "3 passages found for 'tea':\nNote: 2 of 5 results: nothing else matches."
     assert first == f"[1] Tea > Serving > Hot (tea.md)\n{long.strip()}"
