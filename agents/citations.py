@@ -63,7 +63,7 @@ class Checker:
         if passage is None:
             self.notices.append(f"The marker [{number}] names no passage and was removed.")
             return False
-        document = await asyncio.to_thread(self.shelves[passage.tool].document, passage)
+        document = await _stored(passage, self.shelves)
         chunk = passage.hit.chunk
         if document is None or document.text[chunk.start : chunk.end] != chunk.text:
             self.notices.append(
@@ -123,7 +123,7 @@ async def citation(
 ) -> Citation | None:
     """A quotation of `span` (in the passage's own text), read from the stored document; None if it is not there."""
     chunk, hit = passage.hit.chunk, passage.hit
-    document = await asyncio.to_thread(shelves[passage.tool].document, passage)
+    document = await _stored(passage, shelves)
     start, end = chunk.start + span[0], chunk.start + span[1]
     if document is None or document.text[start:end] != chunk.text[span[0] : span[1]]:
         return None
@@ -144,6 +144,12 @@ async def citation(
 def without_markers(text: str) -> str:
     """The text as it is kept for later turns, where the numbers mean nothing."""
     return MARKER.sub("", text)
+
+
+async def _stored(passage: Passage, shelves: Mapping[str, Shelf]) -> Document | None:
+    """The document version of a passage; None also where a resumed run's agent no longer has that collection."""
+    shelf = shelves.get(passage.tool)
+    return await asyncio.to_thread(shelf.document, passage) if shelf is not None else None
 
 
 def statements(text: str) -> dict[int, list[str]]:

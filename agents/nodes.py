@@ -47,8 +47,9 @@ async def think(state: State, runtime: Runtime[Deps]) -> Json:
     prompt, size, notice = assemble_messages(head, messages(state.get("turns", [])), run, model, tools)
     run = run.noting(notice)
     tokens = deps.budget.tokens - run.usage.total_tokens - size
-    if tokens < 1 or deps.time_left() <= 0:
-        return {"run": dump(replace(run, stop="tokens" if tokens < 1 else "seconds"))}
+    spent = _spent(run, deps, tokens)
+    if spent:
+        return {"run": dump(replace(run, stop=spent))}
     checker = Checker({passage.number: passage for passage in run.passages}, deps.shelves)
     speech = Speech(runtime.stream_writer, MarkerStream(checker), calls_possible=bool(tools), only_thought=deps.quotes)
     limit = max(1, min(tokens, model.context_length - size))
@@ -56,6 +57,15 @@ async def think(state: State, runtime: Runtime[Deps]) -> Json:
     run = run.noting(*checker.notices)
     run = replace(run, steps=run.steps + 1, usage=run.usage + turn.usage, text=run.text + turn.shown)
     return {"run": dump(_after(run, turn, deps, may_call=bool(tools)))}
+
+
+def _spent(run: Run, deps: Deps, tokens: int) -> StopReason | None:
+    """The limit that leaves no room for another turn."""
+    if run.steps >= deps.budget.steps:
+        return "steps"
+    if tokens < 1:
+        return "tokens"
+    return "seconds" if deps.time_left() <= 0 else None
 
 
 def _after(run: Run, turn: Turn, deps: Deps, *, may_call: bool) -> Run:

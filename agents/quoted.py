@@ -38,9 +38,9 @@ async def quote_passages(run: Run, deps: Deps) -> Run:
 
 async def _embedder(passages: tuple[Passage, ...], deps: Deps) -> Embedder:
     """The one that the collection was made with, or the default for a search of another kind."""
-    own = deps.shelves[passages[0].tool].embedder
-    if own is not None:
-        return own
+    shelf = deps.shelves.get(passages[0].tool)
+    if shelf is not None and shelf.embedder is not None:
+        return shelf.embedder
     from framework.models.embedders import load_embedder
 
     return await asyncio.to_thread(load_embedder)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from agents.deps import Deps
 from agents.events import Answer, AnswerDelta, Event, RunFinished, RunStarted
 from agents.state import Json, Run, State, dump, load, messages
-from agents.threads import Threads, missing
+from agents.threads import Threads, forget_steps, missing
 from framework.errors import CallerError
 from framework.messages import Message
 
@@ -31,7 +31,7 @@ class Runner:
         """Answer without storing anything; `history` holds the turns before, which the caller keeps."""
         from agents.react import react
 
-        turns = [dump(message) for message in history if message.role != "system"]
+        turns = [dump(message) for message in history]
         async with aclosing(self._events(react(), _fresh(question, turns), {}, "")) as events:
             async for event in events:
                 yield event
@@ -48,7 +48,7 @@ class Runner:
             async with aclosing(self._events(graph, start, config, thread_id, run)) as events:
                 async for event in events:
                     if isinstance(event, RunFinished):
-                        await self.threads.forget_steps(saver, name)
+                        await forget_steps(saver, name)
                     yield event
 
     async def resume(self, thread_id: str) -> AsyncGenerator[Event, None]:
@@ -70,7 +70,7 @@ class Runner:
             async with aclosing(self._events(graph, None, config, thread_id, run)) as events:
                 async for event in events:
                     if isinstance(event, RunFinished):
-                        await self.threads.forget_steps(saver, name)
+                        await forget_steps(saver, name)
                     yield event
 
     async def history(self, thread_id: str) -> list[Message]:

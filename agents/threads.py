@@ -115,17 +115,6 @@ class Threads:
                 await saver.setup()
                 yield name, saver
 
-    async def forget_steps(self, saver: AsyncSqliteSaver, name: str) -> None:
-        """Drop what a finished run no longer needs: all but the thread's last state."""
-        newest = "(SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ?)"
-        async with saver.lock:
-            await saver.conn.execute(
-                f"DELETE FROM checkpoints WHERE thread_id = ? AND checkpoint_id < {newest}",
-                (name, name),
-            )
-            await saver.conn.execute("DELETE FROM writes WHERE thread_id = ?", (name,))
-            await saver.conn.commit()
-
     def _key(self) -> bytes:
         """The signing key, made when first needed; of two processes making it at once, one wins."""
         path = self.home / KEY_NAME
@@ -142,6 +131,18 @@ class Threads:
             finally:
                 own.unlink()
         return path.read_bytes()
+
+
+async def forget_steps(saver: AsyncSqliteSaver, name: str) -> None:
+    """Drop what a finished run no longer needs: all but the thread's last state."""
+    newest = "(SELECT max(checkpoint_id) FROM checkpoints WHERE thread_id = ?)"
+    async with saver.lock:
+        await saver.conn.execute(
+            f"DELETE FROM checkpoints WHERE thread_id = ? AND checkpoint_id < {newest}",
+            (name, name),
+        )
+        await saver.conn.execute("DELETE FROM writes WHERE thread_id = ?", (name,))
+        await saver.conn.commit()
 
 
 _BUSY: set[str] = set()

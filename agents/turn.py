@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ class Speech:
         self.shown = ""
         self._emit = emit
         self._markers = markers
-        self._hold = float("inf") if only_thought else HOLD if calls_possible else 0
+        self._hold = math.inf if only_thought else HOLD if calls_possible else 0
         self._only_thought = only_thought
         self._held = ""
 
@@ -82,12 +83,16 @@ async def take_turn(
     """
     deltas: list[Delta] = []
     stream = model.stream(prompt, tools=tools, params=GenerationParams(max_tokens=max_tokens))
+    clock = asyncio.timeout(None if seconds == math.inf else seconds)
     try:
-        async with asyncio.timeout(None if seconds == float("inf") else seconds), aclosing(stream):  # type: ignore[type-var]
+        # The protocol asks for an iterator that can be closed, which AsyncIterator does not say.
+        async with clock, aclosing(stream):  # type: ignore[type-var]
             async for delta in stream:
                 deltas.append(delta)
                 await speech.feed(delta.content)
     except TimeoutError:
+        if not clock.expired():  # the model's own trouble
+            raise
         done = assemble(deltas)
         await speech.end(calls=False)
         message = replace(done.message, tool_calls=())
