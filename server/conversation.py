@@ -1,0 +1,180 @@
+"""A chat request as the framework's own objects: messages, tools, constraint, parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from framework.errors import CallerError
+from framework.messages import Message, ToolCall, ToolSpec
+from framework.models.base import AUTO, Constraint, GenerationParams, JsonSchema, ToolChoice
+from framework.models.constraints import check_schema
+from framework.models.request import check_request
+from server.schemas import (
+    AssistantMessage,
+    ChatMessage,
+    ChatRequest,
+    Content,
+    FunctionTool,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    NamedTool,
+    ToolMessage,
+)
+
+# Parameters that would alter the answer, each with the values that ask for nothing.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "modalities": (["text"],),
+    "audio": (),
+    "reasoning_effort": ("none",),
+    "verbosity": (),
+}
+# Where the framework's name for a parameter is not the one that the caller used.
+RENAMED = {"logprobs": "top_logprobs"}
+NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """What is asked of a chat model. `one_call`: at most one tool call is wanted."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    tool_choice: ToolChoice = AUTO
+    constraint: Constraint | None = None
+    params: GenerationParams = GenerationParams()  # noqa: RUF009  frozen
+    one_call: bool = False
+
+
+def read(request: ChatRequest) -> Conversation:
+    """Translate and check a request.
+
+    Raises:
+        CallerError: a value out of range, a schema that can't be enforced, a conversation without text, a tool's reply
+            to a call that was not made, a parameter that this server does not have; `field` names which.
+    """
+    _refuse_unsupported(request)
+    tools = tuple(_tool(tool, place) for place, tool in enumerate(request.tools or ()))
+    conversation = Conversation(
+        messages(request.messages),
+        tools,
+        _choice(request),
+        _constraint(request),
+        _params(request),
+        request.parallel_tool_calls is False,
+    )
+    check_request(conversation.messages, tools, conversation.tool_choice, conversation.constraint)
+    return conversation
+
+
+def messages(wire: Sequence[ChatMessage]) -> tuple[Message, ...]:
+    """The conversation's turns; a developer's message is a system message.
+
+    Raises:
+        CallerError: no turn has any text, or a tool's reply answers no call made before it.
+    """
+    turns = tuple(_message(message) for message in wire)
+    if not any(turn.content.strip() or turn.tool_calls for turn in turns):
+        raise CallerError("The conversation has no text.", field=f"messages.{len(turns) - 1}.content")
+    called: set[str] = set()
+    for place, turn in enumerate(turns):
+        called.update(call.id for call in turn.tool_calls)
+        if turn.role == "tool" and turn.tool_call_id not in called:
+            raise CallerError(
+                f"The tool's reply names the call {turn.tool_call_id!r}, which no earlier message asks for.",
+                hint="Send the assistant's message with its tool_calls before it.",
+                field=f"messages.{place}.tool_call_id",
+            )
+    return turns
+
+
+def _message(wire: ChatMessage) -> Message:
+    if isinstance(wire, AssistantMessage):
+        calls = tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in wire.tool_calls or ())
+        return Message("assistant", _text(wire.content), calls, name=wire.name)
+    if isinstance(wire, ToolMessage):
+        return Message("tool", _text(wire.content), tool_call_id=wire.tool_call_id, name=wire.name)
+    return Message("user" if wire.role == "user" else "system", _text(wire.content), name=wire.name)
+
+
+def _text(content: Content | None) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "\n".join(part.text for part in content)
+
+
+def _refuse_unsupported(request: ChatRequest) -> None:
+    for name, neutral in NEUTRAL.items():
+        value = getattr(request, name)
+        if value is not None and value not in neutral:
+            raise CallerError(
+                f"This server does not have {name}={value!r}.",
+                hint=f"Leave it out{f' or send {neutral[0]!r}' if neutral else ''}.",
+                field=name,
+            )
+    if request.stream_options is not None and not request.stream:
+        raise CallerError("stream_options is only for stream=true.", field="stream_options")
+
+
+def _tool(tool: FunctionTool, place: int) -> ToolSpec:
+    function = tool.function
+    parameters = NO_PARAMETERS if function.parameters is None else function.parameters
+    _check(parameters, f"tools.{place}.function.parameters")
+    return ToolSpec(function.name, function.description or "", parameters)
+
+
+def _choice(request: ChatRequest) -> ToolChoice:
+    choice = request.tool_choice
+    if isinstance(choice, NamedTool):
+        return ToolChoice.named(choice.function.name)
+    return ToolChoice(choice or "auto")
+
+
+def _constraint(request: ChatRequest) -> Constraint | None:
+    wanted = request.response_format
+    if isinstance(wanted, JsonObjectFormat):
+        return JsonSchema({"type": "object"})
+    if isinstance(wanted, JsonSchemaFormat):
+        _check(wanted.json_schema.schema_, "response_format.json_schema.schema")
+        return JsonSchema(wanted.json_schema.schema_)
+    return None
+
+
+def _check(schema: dict[str, Any], field: str) -> None:
+    try:
+        json.dumps(schema, allow_nan=False)  # the parser lets NaN pass; JSON has no such number
+        check_schema(schema)
+    except ValueError as error:
+        raise CallerError(f"{field} has a number that JSON does not have: {error}.", field=field) from error
+    except CallerError as error:
+        raise CallerError(f"{field}: {error.message}", hint=error.hint, field=field) from error
+
+
+def _params(request: ChatRequest) -> GenerationParams:
+    if request.top_logprobs is not None and not request.logprobs:
+        raise CallerError("top_logprobs needs logprobs=true.", field="top_logprobs")
+    limit = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+    if None not in (request.max_tokens, request.max_completion_tokens) and (
+        request.max_tokens != request.max_completion_tokens
+    ):
+        raise CallerError("max_tokens and max_completion_tokens differ.", hint="Send one of them.", field=limit)
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    try:
+        return GenerationParams(
+            max_tokens=getattr(request, limit),
+            temperature=request.temperature or 0.0,
+            top_p=1.0 if request.top_p is None else request.top_p,
+            stop=stop,
+            seed=request.seed,
+            logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        )
+    except CallerError as error:
+        ours = error.field or ""
+        theirs = limit if ours == "max_tokens" else RENAMED.get(ours, ours)
+        raise CallerError(error.message.replace(ours, theirs, 1), hint=error.hint, field=theirs) from error

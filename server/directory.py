@@ -1,0 +1,175 @@
+"""What a request's `model` names: a chat model, an embedding model, or an agent; each is loaded when first asked for.
+
+Only what this installation offers can be named. A folder, or a hub's id that would first be downloaded, is the
+operator's to configure and never a caller's to ask for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+from agents import Agent, AgentConfig
+from framework.config import Settings
+from framework.errors import CallerError, NotFound
+from framework.models.base import ChatModel, Embedder
+from framework.models.catalog import Catalog
+from framework.models.config import ModelsConfig
+from server.agent_replies import AgentResponder
+from server.config import ServerConfig
+from server.replies import ModelResponder, Responder
+
+if TYPE_CHECKING:
+    from indexers.library import Library
+
+T = TypeVar("T")
+Kind = Literal["chat", "agent", "embedding"]
+PREFIX = "collection:"
+
+
+class UnknownModel(NotFound):
+    """No model, agent or collection goes by that name."""
+
+    code = "model_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is no model {name[:200]!r}.", hint="GET /v1/models lists them.", field="model")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name that a request may give as its model."""
+
+    id: str
+    kind: Kind
+    owned_by: str
+
+
+class Directory:
+    """Names to what answers.
+
+    Args:
+        library: its collections are agents, as `collection:NAME`, and its embedder embeds.
+        agents: further agents by name; they go before models of the same name. The one that the section [agent]
+            describes is offered where there is such a section; its manner is that of the collections' agents too.
+        chat: the chat model that agents and requests get by default; None: the configured one, loaded when needed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        config: ServerConfig,
+        library: Library,
+        agents: Mapping[str, Agent],
+        chat: ChatModel | None = None,
+    ) -> None:
+        self.settings = settings
+        self.library = library
+        self.agents = dict(agents)
+        self.collections = config.collections
+        self.models = settings.section("models", ModelsConfig)
+        self.manner = settings.section("agent", AgentConfig)
+        self._configured = [self.manner.name] if "agent" in settings.values else []
+        self.default = chat.name if chat else self.models.chat
+        self._chat = chat
+        self._loaded: dict[tuple[Kind, str], asyncio.Future[Any]] = {}
+
+    async def entries(self) -> list[Entry]:
+        """Agents first, then chat models and embedding models, the default ones ahead."""
+        agents = [*self.agents, *self._configured, *(PREFIX + name for name in await self._offered())]
+        installed = [card for card in Catalog(self.models).cards() if card.origin == "wheel"]
+        chats = [self.default, *self.models.endpoints, *(card.name for card in installed if card.kind == "chat")]
+        embedders = [self.models.embedder, *(card.name for card in installed if card.kind == "embedding")]
+        rows = [Entry(name, "agent", "lectern") for name in agents]
+        rows += [Entry(name, "chat", self._owner(name)) for name in chats]
+        rows += [Entry(name, "embedding", "lectern") for name in embedders]
+        return list({row.id: row for row in reversed(rows)}.values())[::-1]
+
+    async def responder(self, name: str) -> Responder:
+        """What answers chat requests under that name.
+
+        Raises:
+            UnknownModel: nothing does.
+            CallerError: it names an embedding model.
+        """
+        kind = await self._kind(name)
+        if kind == "embedding":
+            raise CallerError(f"{name!r} is an embedding model.", hint="Use it with /v1/embeddings.", field="model")
+        if kind == "agent":
+            return AgentResponder(await self._agent(name))
+        return ModelResponder(await self.chat(name))
+
+    async def chat(self, name: str | None = None) -> ChatModel:
+        """A chat model that this installation offers; None: the default one."""
+        wanted = name or self.default
+        if self._chat is not None and wanted == self.default:
+            return self._chat
+        from framework.models.chat import load_chat
+
+        return await self._once("chat", wanted, lambda: load_chat(wanted, self.models))
+
+    async def embedder(self, name: str) -> Embedder:
+        """Raises: UnknownModel, or CallerError for a model that does not embed."""
+        kind = await self._kind(name)
+        if kind != "embedding":
+            raise CallerError(f"{name!r} is no embedding model.", hint="GET /v1/models lists kinds.", field="model")
+        from framework.models.embedders import load_embedder
+
+        if name == self.models.embedder:
+            return await self._once("embedding", name, lambda: self.library.embedder)
+        return await self._once("embedding", name, lambda: load_embedder(name, self.models))
+
+    async def warm(self) -> None:
+        """Load what is asked for by default, so that the first request does not wait for it."""
+        await self.chat()
+        await self.embedder(self.models.embedder)
+
+    async def _agent(self, name: str) -> Agent:
+        if name in self.agents:
+            return self.agents[name]
+        collections = [name.removeprefix(PREFIX)] if name.startswith(PREFIX) else self.manner.collections
+        model = await self.chat(self.manner.model)
+
+        def build() -> Agent:
+            return Agent(
+                self.manner.name,
+                self.manner.instructions,
+                knowledge=[self.library.retriever(collection) for collection in collections],
+                tools=self.manner.tools,
+                model=model,
+                mode=self.manner.mode,
+                budget=self.manner.budget,
+                settings=self.settings,
+                tenant=self.library.tenant,
+            )
+
+        return await self._once("agent", name, build)
+
+    async def _kind(self, name: str) -> Kind:
+        found = next((entry.kind for entry in await self.entries() if entry.id == name), None)
+        if found is None:
+            raise UnknownModel(name)
+        return found
+
+    async def _offered(self) -> list[str]:
+        names = [info.name for info in await asyncio.to_thread(self.library.collections)]
+        return [name for name in names if not self.collections or name in self.collections]
+
+    def _owner(self, name: str) -> str:
+        endpoint = self.models.endpoints.get(name)
+        return endpoint.base_url if endpoint else "lectern"
+
+    async def _once(self, kind: Kind, name: str, make: Callable[[], T]) -> T:
+        """Made in a thread, once for all who wait; one who leaves meanwhile does not stop it, a failure is not kept."""
+        key = (kind, name)
+        if key not in self._loaded:
+            made = asyncio.ensure_future(asyncio.to_thread(make))
+            self._loaded[key] = made
+            made.add_done_callback(lambda done: self._forget(key, done))
+        return cast(T, await asyncio.shield(self._loaded[key]))
+
+    def _forget(self, key: tuple[Kind, str], done: asyncio.Future[Any]) -> None:
+        if done.cancelled() or done.exception() is not None:
+            self._loaded.pop(key, None)

@@ -1,0 +1,67 @@
+"""`server.json` in the state directory: how this machine's commands find the server that holds the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from framework.errors import StoreLocked
+
+FILE_NAME = "server.json"
+
+
+@contextmanager
+def announced(home: Path, url: str, token: str) -> Iterator[None]:
+    """While inside, the file names this process. Readable by its user alone, since it holds the token.
+
+    Raises:
+        StoreLocked: a server that is alive has announced itself there.
+    """
+    path = home / FILE_NAME
+    refuse_second(home)
+    home.mkdir(parents=True, exist_ok=True)
+    temporary = home / f".{FILE_NAME}.{secrets.token_hex(4)}"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump({"pid": os.getpid(), "url": url, "token": token}, file)
+    temporary.replace(path)
+    try:
+        yield
+    finally:
+        found = _read(path)
+        if found is not None and found.get("token") == token:
+            path.unlink(missing_ok=True)
+
+
+def refuse_second(home: Path) -> None:
+    """Refuse to serve a home that a live server has announced itself in; a dead one's file does not count.
+
+    Raises:
+        StoreLocked: there is one; the message names it.
+    """
+    found = _read(home / FILE_NAME)
+    pid = found.get("pid") if found else None
+    if found is None or not isinstance(pid, int) or pid == os.getpid():
+        return
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return
+    except PermissionError:
+        pass  # alive, and another user's
+    raise StoreLocked(
+        f"A server already holds {home}: process {pid} at {found.get('url')}.",
+        hint="Stop it, or give this one another home.",
+    )
+
+
+def _read(path: Path) -> dict[str, object] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
