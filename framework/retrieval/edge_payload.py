@@ -1,8 +1,8 @@
 """Payloads and filters in a form that Qdrant Edge can't misread.
 
 Edge reads filter keys as JSON paths and knows no typed equality. So a point carries, beside its payload as one JSON
-text, a list of tokens (each a hash of key, type and value) and its numbers under the hash of their key. Equality becomes
-the presence of a token, whatever characters key and value hold and however long they are; one index serves them all.
+text, a list of tokens (each a hash of key, type and value) and its numbers under the hash of their key. Equality is
+then the presence of a token, whatever characters key and value hold and however long they are; one index serves all.
 """
 
 from __future__ import annotations

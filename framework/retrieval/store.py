@@ -32,14 +32,14 @@ class Space:
         embedder: `EmbedderInfo.id`.
         dimensions: width of a dense vector.
         language: the analyzer's language for BM25 ("en", "zh", ...), ISO 639-1.
-        average_length: the fixed average document length of BM25, in terms.
+        average_length: the fixed average chunk length of BM25, in terms; 150 fits chunks of 200 tokens.
         analyzer: version of the rules that turn text into terms and weights (`bm25.VERSION`).
     """
 
     embedder: str
     dimensions: int
     language: str = "en"
-    average_length: float = 256.0
+    average_length: float = 150.0
     analyzer: int = 1
 
 

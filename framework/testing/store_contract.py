@@ -9,7 +9,7 @@ class TestMyStore(StoreContract):
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -64,7 +64,7 @@ class StoreContract:
     """The behaviour that `VectorStore` promises, with `MemoryStore` as the measure of every ranking."""
 
     @pytest.fixture
-    def store(self) -> Iterator[VectorStore]:
+    def store(self) -> VectorStore:
         """The store under test, empty; override it."""
         raise NotImplementedError
 

@@ -15,8 +15,8 @@ from framework.testing.store_contract import StoreContract
 
 class TestMemoryStore(StoreContract):
     @pytest.fixture
-    def store(self) -> Iterator[VectorStore]:
-        yield MemoryStore()
+    def store(self) -> VectorStore:
+        return MemoryStore()
 
 
 class TestEdgeStore(StoreContract):
