@@ -126,7 +126,7 @@ def as_float(number: float) -> float:
     try:
         return float(number)
     except OverflowError:
-        return math.copysign(math.inf, number)
+        return math.inf if number > 0 else -math.inf
 
 
 def _same(left: Scalar, right: Scalar) -> bool:

@@ -46,7 +46,10 @@ def unread_script(text: str, languages: Sequence[str]) -> str | None:
     if not languages or not letters:
         return None
     foreign = Counter({script: n for script, n in letters.items() if not _writes(script, languages)})
-    return foreign.most_common(1)[0][0].capitalize() if 2 * foreign.total() > letters.total() else None
+    if 2 * foreign.total() <= letters.total():
+        return None
+    script = foreign.most_common(1)[0][0]
+    return "Han" if script == "CJK" else script.capitalize()
 
 
 def _script(letter: str) -> str:

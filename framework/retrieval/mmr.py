@@ -21,7 +21,7 @@ def maximal_marginal_relevance(
             from the most relevant.
 
     Returns:
-        Positions with the score each had when it was picked, which never rises from one to the next.
+        Positions with the score each had when it was picked. From the second on, scores never rise.
     """
     own = trade_off * np.asarray(relevance, dtype=np.float64)
     nearest = np.zeros(len(own))
