@@ -20,7 +20,7 @@ from framework.errors import NotFound
 from framework.models.base import Embedder
 from framework.retrieval.store import Corpus
 
-MARKER = re.compile(r"[^\S\n]*\[(\d{1,6}(?:\s*[,;]\s*\d{1,6})*)\]")
+MARKER = re.compile(r"[^\S\n]*\[([1-9]\d{0,5}(?:\s*[,;]\s*[1-9]\d{0,5})*)\]")
 UNFINISHED = re.compile(r"[^\S\n]*(?:\[(?:[\d\s,;]{0,60}))?$")
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
 

@@ -13,6 +13,7 @@ from framework.documents import Citation
 
 DECLINED = "I found no passage that answers this."
 UNSUPPORTED = "No passage of the documents that were searched supports this answer."
+UNQUOTED = "No passage answers this; the answer is what a tool returned."
 SILENT = "The model gave no answer."
 SHOWN = 3
 LONGEST_FINDING = 500
@@ -22,11 +23,14 @@ async def conclude(run: Run, deps: Deps) -> tuple[Run, str]:
     """The run with its citations and notices, and the text that is still to be said."""
     if run.stop == "answered" and run.citations:
         return run, ""
+    if deps.quotes and run.findings and run.stop == "answered":
+        return run.noting(UNQUOTED), f"According to the tool {run.findings[-1]}"
     if run.stop == "declined":
-        return (run, run.findings[-1]) if run.findings else (run, DECLINED)
+        return run, f"I could not search. {run.failure}" if run.failure and not run.passages else DECLINED
     if run.stop != "answered" and not run.text:
         return await _stopped_early(run, deps)
-    run = replace(run, citations=await cite(run.text, run.passages, deps.shelves))
+    if deps.shelves:
+        run = replace(run, citations=await cite(run.text, run.passages, deps.shelves))
     if run.stop not in ("answered", run.barred):
         return run, f"\n\n({_sentence(run.stop, deps.budget)})"
     if not run.text.strip():

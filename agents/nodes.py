@@ -51,7 +51,8 @@ async def think(state: State, runtime: Runtime[Deps]) -> Json:
     if spent:
         return {"run": dump(replace(run, stop=spent))}
     checker = Checker({passage.number: passage for passage in run.passages}, deps.shelves)
-    speech = Speech(runtime.stream_writer, MarkerStream(checker), calls_possible=bool(tools), only_thought=deps.quotes)
+    markers = MarkerStream(checker) if deps.shelves else None
+    speech = Speech(runtime.stream_writer, markers, calls_possible=bool(tools), only_thought=deps.quotes)
     limit = max(1, min(tokens, model.context_length - size))
     turn = await take_turn(model, prompt, tools, speech, max_tokens=limit, seconds=deps.time_left())
     run = run.noting(*checker.notices)
@@ -167,7 +168,8 @@ def _take_in(run: Run, call: ToolCall, result: Returned, deps: Deps) -> tuple[Ru
     if call.name not in deps.shelves:
         return (run, result.content) if result.error else (_finding(run, call, result), result.content)
     if result.error:
-        return run.noting(f"The search {call.name} failed: {result.content}"), result.content
+        failure = f"The search {call.name} failed: {result.content}"
+        return replace(run, failure=failure).noting(failure), result.content
     numbers = []
     for hit in result.hits:
         run, number = _numbered(run, call.name, hit)

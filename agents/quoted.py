@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 
 from agents.citations import citation
@@ -17,9 +18,10 @@ async def quote_passages(run: Run, deps: Deps) -> Run:
     """The run with text and citations, both empty where no passage answers."""
     if not run.passages:
         return run
+    ranked = _best_first(run.passages)
     by_hit = {passage.hit.id: passage for passage in run.passages}
     quotation = await quote(
-        run.query or run.question, [p.hit for p in run.passages], await _embedder(run.passages, deps)
+        run.query or run.question, [passage.hit for passage in ranked], await _embedder(run.passages, deps)
     )
     lines: list[str] = []
     citations: list[Citation] = []
@@ -34,6 +36,16 @@ async def quote_passages(run: Run, deps: Deps) -> Run:
         lines.append(f"{' '.join(found.quote.split())} [{found.number}]")
         citations.append(found)
     return replace(run, text="\n".join(lines), citations=tuple(citations))
+
+
+def _best_first(passages: tuple[Passage, ...]) -> list[Passage]:
+    """Each search's passages in its order, the searches taking turns: their scores can't be compared."""
+    ranks: Counter[str] = Counter()
+    ranked = []
+    for passage in passages:
+        ranks[passage.tool] += 1
+        ranked.append((ranks[passage.tool], passage.number, passage))
+    return [passage for _, _, passage in sorted(ranked, key=lambda item: item[:2])]
 
 
 async def _embedder(passages: tuple[Passage, ...], deps: Deps) -> Embedder:

@@ -61,6 +61,7 @@ class Run:
         seen: `limits.identity` of every call made.
         text: what was streamed as answer so far.
         findings: results of tools other than searches: what a quoting agent answers with when no passage does.
+        failure: what a search that failed said.
         barred: the limit that refused a call; the model has one turn left, without tools.
         stop: set when the run is to end.
     """
@@ -78,6 +79,7 @@ class Run:
     text: str = ""
     citations: tuple[Citation, ...] = ()
     findings: tuple[str, ...] = ()
+    failure: str = ""
     barred: StopReason | None = None
     stop: StopReason | None = None
     notices: tuple[str, ...] = ()

@@ -21,10 +21,10 @@ class Speech:
     """Tells a model's text apart: a thought if a call follows, else a part of the answer.
 
     `HOLD` characters are held back while a call may still follow. Text that grew longer has been shown as answer and
-    stays a part of it, so that the pieces shown always add up to the answer.
+    stays a part of it, so that the pieces shown always add up to the answer. `markers` None lets all brackets be.
     """
 
-    def __init__(self, emit: Emit, markers: MarkerStream, *, calls_possible: bool, only_thought: bool) -> None:
+    def __init__(self, emit: Emit, markers: MarkerStream | None, *, calls_possible: bool, only_thought: bool) -> None:
         self.shown = ""
         self._emit = emit
         self._markers = markers
@@ -44,11 +44,12 @@ class Speech:
                 self._emit(ThoughtDelta(self._held))
             return
         await self._show()
-        self._say(await self._markers.finish())
+        if self._markers is not None:
+            self._say(await self._markers.finish())
 
     async def _show(self) -> None:
         held, self._held = self._held, ""
-        self._say(await self._markers.feed(held))
+        self._say(held if self._markers is None else await self._markers.feed(held))
 
     def _say(self, text: str) -> None:
         if text:
