@@ -50,14 +50,15 @@ def _blocks(text: str) -> Iterator[tuple[int, int, bool]]:
     code, position = False, 0
     for line in text.splitlines(keepends=True):
         start, position = position, position + len(line)
-        fence, row = _FENCE.match(line), _ROW.match(line)
-        item = None if code else _ITEM.match(line)
-        if code or fence or row or item or _BREAK.fullmatch(line):
+        fence = _FENCE.match(line)
+        gap = fence or (not code and _BREAK.fullmatch(line))
+        single = not gap and (code or _ROW.match(line))
+        item = None if gap or single else _ITEM.match(line)
+        if gap or single or item:
             if block is not None:
                 yield block, start, True
             block = start + item.end() if item else None
-            if (code or row) and not fence and not _BREAK.fullmatch(line):
-                block = None
+            if single:
                 yield start, position, False
             code ^= fence is not None
         elif block is None:
