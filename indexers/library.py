@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from framework.config import Settings
 from framework.documents import Document
-from framework.errors import CallerError, Conflict, NotFound, OperatorError
+from framework.errors import CallerError, Conflict, NotFound
 from framework.models.base import Embedder
 from framework.retrieval.bm25 import VERSION
 from framework.retrieval.checks import check_name
@@ -27,12 +28,24 @@ from indexers.rows import Collection, FileFacts, Known
 
 if TYPE_CHECKING:
     from framework.retrieval.retriever import Retriever
+    from indexers.loopback import LoopbackLibrary
     from indexers.pipeline import Pipeline, Source
 
 MANIFEST = "manifest.sqlite"
 STORE = "store"
 # BM25 terms in a chunk of so many tokens, as measured over documentation and filings.
 TERMS_PER_TOKEN = 0.5
+
+
+def open_library(settings: Settings | None = None, tenant: str | None = None) -> Library | LoopbackLibrary:
+    """The library for commands and agents: through the server where one holds the store, else opened here."""
+    from indexers.loopback import LoopbackLibrary, find_server
+
+    settings = settings or Settings.load()
+    server = find_server(settings.home)
+    if server is None:
+        return Library.open(settings, tenant)
+    return LoopbackLibrary(server, tenant or settings.core.tenant, settings)
 
 
 class Library:
@@ -68,8 +81,7 @@ class Library:
         self._settings = settings
         self._embedder = embedder
         self._loading = threading.Lock()
-        self._running: set[str] = set()
-        self._closed = False
+        self._running: set[tuple[str, str]] = set()
 
     @classmethod
     def open(cls, settings: Settings | None = None, tenant: str | None = None) -> Library:
@@ -89,14 +101,13 @@ class Library:
 
     def close(self) -> None:
         """Release the store and the manifest; any later call is an error."""
-        self._closed = True
         self.store.close()
         self.manifest.close()
 
     @property
     def embedder(self) -> Embedder:
         """The model that documents and queries are embedded with."""
-        self._check_open()
+        self.manifest.check_open()
         with self._loading:
             if self._embedder is None:
                 from framework.models.config import ModelsConfig
@@ -119,7 +130,7 @@ class Library:
         """
         from framework.retrieval.retriever import Retriever
 
-        self._check_open()
+        self.manifest.check_open()
         self.manifest.collection(self.tenant, collection)
         if config is None and self._settings is not None:
             config = self._settings.section("search", SearchConfig)
@@ -213,7 +224,7 @@ class Library:
             skipped=work.skipped,
             chunks=tally.chunks,
             embedded=tally.embedded,
-            reused=tally.reused,
+            reused=tally.chunks - tally.embedded,
             seconds=meter.seconds,
         )
 
@@ -299,27 +310,32 @@ class Library:
             self.manifest.remove_collection(self.tenant, collection)
             self.store.drop(self.tenant, collection)
 
-    # One run at a time, on a store that fits
+    def for_tenant(self, tenant: str) -> Library:
+        """The same home for another tenant. Both views share store, manifest and model; closing either closes both."""
+        check_name("tenant", tenant)
+        if tenant == self.tenant:
+            return self
+        view = copy(self)
+        view.tenant = tenant
+        return view
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise OperatorError("The library is closed.", hint="Open it again with Library.open().")
+    # One run at a time, on a store that fits
 
     @contextmanager
     def _run(self, collection: str) -> Iterator[None]:
-        self._check_open()
+        self.manifest.check_open()
         check_name("collection", collection)
         with self._loading:
-            if collection in self._running:
+            if (self.tenant, collection) in self._running:
                 raise Conflict(
                     f"Another run is at work on the collection {collection!r}.", hint="Wait until it has ended."
                 )
-            self._running.add(collection)
+            self._running.add((self.tenant, collection))
         try:
             yield
         finally:
             with self._loading:
-                self._running.discard(collection)
+                self._running.discard((self.tenant, collection))
 
     @contextmanager
     def _writing(self, name: str, rebuild: bool) -> Iterator[tuple[Pipeline, dict[str, Known]]]:

@@ -42,8 +42,7 @@ class Manifest:
     @property
     def _connection(self) -> sqlite3.Connection:
         """This thread's connection."""
-        if self._closed:
-            raise OperatorError("The library is closed.", hint="Open it again with Library.open().")
+        self.check_open()
         found: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if found is None:
             try:
@@ -78,6 +77,10 @@ class Manifest:
                     raise
             except sqlite3.OperationalError as error:
                 raise OperatorError(f"The manifest {self.path} can't be written: {error}.") from error
+
+    def check_open(self) -> None:
+        if self._closed:
+            raise OperatorError("The library is closed.", hint="Open it again with Library.open().")
 
     def close(self) -> None:
         with self._lock:

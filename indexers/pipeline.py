@@ -68,7 +68,6 @@ class Tally:
     quarantined: list[Quarantined] = field(default_factory=list)
     chunks: int = 0
     embedded: int = 0
-    reused: int = 0
 
 
 class Pipeline:
@@ -191,7 +190,6 @@ class Pipeline:
         tally.indexed += [item.document.id for item in indexed]
         tally.empty += [item.document.id for item in indexed if not item.chunks]
         tally.chunks += sum(len(item.chunks) for item in indexed)
-        tally.reused += len(live)
         meter.advance(documents=len(indexed), weight=0 if fresh else weight)
 
     def _restated(self, indexed: Sequence[Indexed], live: AbstractSet[str]) -> dict[str, dict[str, Scalar]]:
@@ -210,7 +208,6 @@ class Pipeline:
         space = self.collection.space.embedder
         weight /= max(len(texts), 1)
         found = self.manifest.cached(space, list(texts))
-        tally.reused += len(found)
         meter.advance(weight=weight * len(found))
         missing = sorted(texts.keys() - found.keys(), key=lambda hash: (len(texts[hash]), hash))
         for group in _parts(missing, self.config.batch_chunks):

@@ -22,6 +22,7 @@ EXTENSIONS = {
     ".txt": "text",
     ".text": "text",
     ".rst": "text",
+    ".log": "text",
     ".pdf": "pdf",
 }
 HEAD = 2048
