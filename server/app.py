@@ -81,6 +81,7 @@ def create_app(
             Middleware(Intake, gate, config.max_body, config.body_timeout, config.stall_timeout),
         ],
     )
+    app.state.gate = gate
     errors.install(app)
     for routes in (chat_completions, embeddings, models, health, internal):
         app.include_router(routes.router)

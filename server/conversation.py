@@ -53,7 +53,7 @@ class Conversation:
 
 
 def read(request: ChatRequest) -> Conversation:
-    """Translate and check a request.
+    """Translate and check a request. Its schemas may take a while (`check_schema`): not for an event loop.
 
     Raises:
         CallerError: a value out of range, a schema that can't be enforced, a conversation without text, a tool's reply
@@ -149,11 +149,9 @@ def _constraint(request: ChatRequest) -> Constraint | None:
 def _check(schema: dict[str, Any], field: str) -> None:
     try:
         json.dumps(schema, allow_nan=False)  # the parser lets NaN pass; JSON has no such number
-        check_schema(schema)
     except ValueError as error:
         raise CallerError(f"{field} has a number that JSON does not have: {error}.", field=field) from error
-    except CallerError as error:
-        raise CallerError(f"{field}: {error.message}", hint=error.hint, field=field) from error
+    check_schema(schema, field)
 
 
 def _params(request: ChatRequest) -> GenerationParams:

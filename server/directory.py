@@ -7,7 +7,7 @@ operator's to configure and never a caller's to ask for.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -71,21 +71,18 @@ class Directory:
         self.collections = config.collections
         self.models = settings.section("models", ModelsConfig)
         self.manner = settings.section("agent", AgentConfig)
-        self._configured = [self.manner.name] if "agent" in settings.values else []
         self.default = chat.name if chat else self.models.chat
         self._chat = chat
         self._loaded: dict[tuple[Kind, str], asyncio.Future[Any]] = {}
+        self._fixed: dict[str, Entry] = {}
+        for entry in self._entries():
+            self._fixed.setdefault(entry.id, entry)
 
     async def entries(self) -> list[Entry]:
         """Agents first, then chat models and embedding models, the default ones ahead."""
-        agents = [*self.agents, *self._configured, *(PREFIX + name for name in await self._offered())]
-        installed = [card for card in Catalog(self.models).cards() if card.origin == "wheel"]
-        chats = [self.default, *self.models.endpoints, *(card.name for card in installed if card.kind == "chat")]
-        embedders = [self.models.embedder, *(card.name for card in installed if card.kind == "embedding")]
-        rows = [Entry(name, "agent", "lectern") for name in agents]
-        rows += [Entry(name, "chat", self._owner(name)) for name in chats]
-        rows += [Entry(name, "embedding", "lectern") for name in embedders]
-        return list({row.id: row for row in reversed(rows)}.values())[::-1]
+        offered = [Entry(PREFIX + name, "agent", "lectern") for name in await self._offered()]
+        fixed = list(self._fixed.values())
+        return [*(e for e in fixed if e.kind == "agent"), *offered, *(e for e in fixed if e.kind != "agent")]
 
     async def responder(self, name: str) -> Responder:
         """What answers chat requests under that name.
@@ -148,18 +145,25 @@ class Directory:
         return await self._once("agent", name, build)
 
     async def _kind(self, name: str) -> Kind:
-        found = next((entry.kind for entry in await self.entries() if entry.id == name), None)
-        if found is None:
-            raise UnknownModel(name)
-        return found
+        if name in self._fixed:
+            return self._fixed[name].kind
+        if name.startswith(PREFIX) and name.removeprefix(PREFIX) in await self._offered():
+            return "agent"
+        raise UnknownModel(name)
 
     async def _offered(self) -> list[str]:
-        names = [info.name for info in await asyncio.to_thread(self.library.collections)]
-        return [name for name in names if not self.collections or name in self.collections]
+        found = await asyncio.to_thread(self.library.manifest.collections, self.library.tenant)
+        return [c.name for c in found if not self.collections or c.name in self.collections]
 
-    def _owner(self, name: str) -> str:
-        endpoint = self.models.endpoints.get(name)
-        return endpoint.base_url if endpoint else "lectern"
+    def _entries(self) -> Iterator[Entry]:
+        """All but the collections, which come and go."""
+        for name in (*self.agents, *(() if "agent" not in self.settings.values else (self.manner.name,))):
+            yield Entry(name, "agent", "lectern")
+        installed = [card for card in Catalog(self.models).cards() if card.origin == "wheel"]
+        for name in (self.default, *self.models.endpoints, *(c.name for c in installed if c.kind == "chat")):
+            yield Entry(name, "chat", "endpoint" if name in self.models.endpoints else "lectern")
+        for name in (self.models.embedder, *(c.name for c in installed if c.kind == "embedding")):
+            yield Entry(name, "embedding", "lectern")
 
     async def _once(self, kind: Kind, name: str, make: Callable[[], T]) -> T:
         """Made in a thread, once for all who wait; one who leaves meanwhile does not stop it, a failure is not kept."""

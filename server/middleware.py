@@ -192,7 +192,10 @@ class Intake:
             if max(size, announced) <= self.max_body:
                 raise BodyTimeout(f"The body did not arrive within {self.body_timeout:g} seconds.") from None
         if max(size, announced) > self.max_body:
-            raise TooLarge(f"The body has {max(size, announced)} bytes; {self.max_body} are allowed.")
+            raise TooLarge(
+                f"The body has {max(size, announced)} bytes; {self.max_body} are allowed.",
+                hint="Send less at a time, or raise server.max_body.",
+            )
         return bytes(body)
 
     def _patient(self, send: Send) -> Send:

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from framework.errors import StoreLocked
-
-FILE_NAME = "server.json"
+from indexers.loopback import FILE_NAME, find_server
 
 
 @contextmanager
@@ -32,9 +31,7 @@ def announced(home: Path, url: str, token: str) -> Iterator[None]:
     try:
         yield
     finally:
-        found = _read(path)
-        if found is not None and found.get("token") == token:
-            path.unlink(missing_ok=True)
+        _withdraw(path, token)
 
 
 def refuse_second(home: Path) -> None:
@@ -43,25 +40,19 @@ def refuse_second(home: Path) -> None:
     Raises:
         StoreLocked: there is one; the message names it.
     """
-    found = _read(home / FILE_NAME)
-    pid = found.get("pid") if found else None
-    if found is None or not isinstance(pid, int) or pid == os.getpid():
-        return
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return
-    except PermissionError:
-        pass  # alive, and another user's
-    raise StoreLocked(
-        f"A server already holds {home}: process {pid} at {found.get('url')}.",
-        hint="Stop it, or give this one another home.",
-    )
+    other = find_server(home)
+    if other is not None:
+        raise StoreLocked(
+            f"A server already holds {home}: process {other.pid} at {other.url}.",
+            hint="Stop it, or give this one another home.",
+        )
 
 
-def _read(path: Path) -> dict[str, object] | None:
+def _withdraw(path: Path, token: str) -> None:
+    """Remove the file if it is still ours: a server that was taken for dead leaves its successor's alone."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
+        ours = json.loads(path.read_text(encoding="utf-8"))["token"] == token
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if ours:
+        path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 
 from fastapi import APIRouter, Response
@@ -29,7 +30,7 @@ STREAMED = {
 )
 async def create_chat_completion(request: ChatRequest, state: State) -> Response:
     """`model` is a chat model or an agent of `GET /v1/models`. An agent's answer carries citations and steps."""
-    asked = conversation.read(request)
+    asked = await asyncio.to_thread(conversation.read, request)
     responder = await state.directory.responder(request.model)
     envelope = Envelope(request.model)
     pieces = responder.pieces(asked)

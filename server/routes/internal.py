@@ -11,6 +11,7 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Response
@@ -37,6 +38,8 @@ router = APIRouter(
     prefix="/internal", tags=["internal"], route_class=JsonRoute, responses=ERRORS, dependencies=[Depends(authorize)]
 )
 
+LINES = {"description": "Progress lines, then a result or an error.", "content": {"application/x-ndjson": {}}}
+
 
 class CallerLeft(LecternError):
     """Whoever asked for the work is gone; it ends at its next report."""
@@ -46,7 +49,7 @@ class Work:
     """One operation in a thread, and the latest that it reported: progress that nobody read yet is replaced."""
 
     def __init__(self, state: ServerState, operation: str, arguments: dict[str, Any]) -> None:
-        self._call = (state.library, operation, arguments, self._report)
+        self._call = partial(run_operation, state.library, operation, arguments, self._report)
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._latest: Progress | None = None
@@ -54,7 +57,7 @@ class Work:
 
     async def lines(self) -> AsyncGenerator[bytes]:
         """Progress as it comes, then the outcome. Left early, it stops the work and waits for its end."""
-        done = asyncio.ensure_future(asyncio.to_thread(run_operation, *self._call))
+        done = asyncio.ensure_future(asyncio.to_thread(self._call))
         done.add_done_callback(lambda _: self._news.set())
         try:
             while not done.done():
@@ -94,7 +97,7 @@ def _line(kind: str, value: Any) -> bytes:
     return json.dumps({kind: value}, default=str).encode("ascii") + b"\n"
 
 
-@router.post("/{operation}", summary="Run an operation on the embedded store", response_class=LineStream)
+@router.post("/{operation}", summary="Run an operation on the embedded store", responses={200: LINES})
 async def run(operation: str, arguments: dict[str, Any], state: State) -> Response:
     """For `lectern index`, `lectern search` and their kin; the names and arguments are those of the library."""
     return LineStream(Work(state, operation, arguments).lines())

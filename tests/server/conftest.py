@@ -1,4 +1,4 @@
-"""A real server on a free loopback port, in a thread, and the official client for it."""
+"""A real server on a free loopback port, in a thread."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from fastapi import FastAPI
 
 from framework.config import Settings
+from framework.models.base import Embedder
+from framework.retrieval.qdrant import EdgeStore
+from indexers.library import Library
 from server.app import create_app
 from server.config import ServerConfig
 from server.serving import Server, listening_socket, url_of
@@ -23,25 +26,31 @@ class Running:
 
     url: str
     app: FastAPI
-    server: Server
 
     @property
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
 
+Serving: TypeAlias = Callable[..., Running]
+
+
 @contextmanager
-def running(settings: Settings, config: ServerConfig = ServerConfig(), **parts: Any) -> Iterator[Running]:
-    """Serve until the block ends, then stop as SIGTERM would."""
+def running(
+    settings: Settings, config: ServerConfig | None = None, announce: bool = False, **parts: Any
+) -> Iterator[Running]:
+    """Serve until the block ends, then stop as SIGTERM would; with `announce` it writes server.json."""
+    config = config or ServerConfig()
     with listening_socket("127.0.0.1", 0) as bound:
         started = threading.Event()
-        app = create_app(settings, config=config, **parts)
+        url = url_of(bound)
+        app = create_app(settings, config=config, url=url if announce else None, **parts)
         server = Server(app, config, started.set)
         thread = threading.Thread(target=server.run, args=([bound],), name="server")
         thread.start()
         try:
             assert started.wait(20), "the server did not start"
-            yield Running(url_of(bound), app, server)
+            yield Running(url, app)
         finally:
             server.should_exit = True
             thread.join(20)
@@ -49,7 +58,19 @@ def running(settings: Settings, config: ServerConfig = ServerConfig(), **parts: 
 
 
 @pytest.fixture
-def serving(settings: Settings) -> Iterator[Callable[..., Running]]:
+def library(settings: Settings, embedder: Embedder) -> Iterator[Library]:
+    """An empty library whose embedder is loaded already."""
+    store = EdgeStore(settings.home / "store")
+    with Library(settings.home, store, embedder, settings=settings) as library:
+        yield library
+
+
+@pytest.fixture
+def serving(settings: Settings, library: Library) -> Iterator[Serving]:
     """`serving(chat=ScriptedChat([...]))` is a running server; it stops with the test."""
     with ExitStack() as stack:
-        yield lambda config=ServerConfig(), **parts: stack.enter_context(running(settings, config, **parts))
+
+        def serve(config: ServerConfig | None = None, **parts: Any) -> Running:
+            return stack.enter_context(running(settings, config, **{"library": library, **parts}))
+
+        yield serve

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import openai
@@ -25,28 +25,29 @@ WEATHER = {
 }
 
 
-def client_of(running: object) -> OpenAI:
-    return OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)  # type: ignore[attr-defined]
+def client_of(running: Any) -> OpenAI:
+    return OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
 
 
 def hello(text: str = "Hello") -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
 
 
-def test_an_answer_comes_whole(serving: Callable) -> None:
+def test_an_answer_comes_whole(serving: Any) -> None:
     chat = ScriptedChat(["Good morning to you."])
     client = client_of(serving(chat=chat))
     answer = client.chat.completions.create(model="scripted", messages=hello(), temperature=0.5, seed=7, max_tokens=9)
     assert answer.choices[0].message.content == "Good morning to you."
     assert answer.choices[0].finish_reason == "stop"
-    assert answer.usage and answer.usage.total_tokens == answer.usage.prompt_tokens + 5
+    assert answer.usage
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 5
     assert answer._request_id
     asked = chat.requests[0]
     assert asked.messages == (Message("user", "Hello"),)
     assert (asked.params.temperature, asked.params.seed, asked.params.max_tokens) == (0.5, 7, 9)
 
 
-def test_a_streamed_answer_equals_the_whole_one(serving: Callable) -> None:
+def test_a_streamed_answer_equals_the_whole_one(serving: Any) -> None:
     text = "Ein Satz,  mit zwei Leerzeichen\nund 漢字 🎉."
     client = client_of(serving(chat=ScriptedChat([text, text])))
     whole = client.chat.completions.create(model="scripted", messages=hello())
@@ -62,13 +63,13 @@ def test_a_streamed_answer_equals_the_whole_one(serving: Callable) -> None:
     assert last.usage == whole.usage
 
 
-def test_without_include_usage_no_chunk_lacks_choices(serving: Callable) -> None:
+def test_without_include_usage_no_chunk_lacks_choices(serving: Any) -> None:
     client = client_of(serving(chat=ScriptedChat(["Yes."])))
     chunks = list(client.chat.completions.create(model="scripted", messages=hello(), stream=True))
     assert all(chunk.choices and chunk.usage is None for chunk in chunks)
 
 
-def test_tools_go_to_the_model_and_calls_come_back(serving: Callable) -> None:
+def test_tools_go_to_the_model_and_calls_come_back(serving: Any) -> None:
     chat = ScriptedChat([tool_call("weather", city="Ulm"), "Sunny in Ulm."])
     client = client_of(serving(chat=chat))
     first = client.chat.completions.create(
@@ -91,7 +92,7 @@ def test_tools_go_to_the_model_and_calls_come_back(serving: Callable) -> None:
     assert chat.requests[0].tool_choice == ToolChoice("required")
 
 
-def test_tool_calls_stream_in_pieces(serving: Callable) -> None:
+def test_tool_calls_stream_in_pieces(serving: Any) -> None:
     client = client_of(serving(chat=ScriptedChat([tool_call("weather", city="Ludwigshafen am Rhein")])))
     with client.chat.completions.stream(model="scripted", messages=hello(), tools=[WEATHER]) as stream:
         final = stream.get_final_completion()
@@ -101,7 +102,7 @@ def test_tool_calls_stream_in_pieces(serving: Callable) -> None:
     assert final.choices[0].finish_reason == "tool_calls"
 
 
-def test_at_most_one_call_where_parallel_ones_are_not_wanted(serving: Callable) -> None:
+def test_at_most_one_call_where_parallel_ones_are_not_wanted(serving: Any) -> None:
     calls = [tool_call("weather", city="Ulm"), tool_call("weather", city="Bonn")]
     client = client_of(serving(chat=ScriptedChat([calls, calls])))
     ask = lambda **given: client.chat.completions.create(  # noqa: E731
@@ -111,7 +112,7 @@ def test_at_most_one_call_where_parallel_ones_are_not_wanted(serving: Callable) 
     assert len(ask(parallel_tool_calls=False).choices[0].message.tool_calls) == 1
 
 
-def test_a_tool_choice_of_none_or_by_name_reaches_the_model(serving: Callable) -> None:
+def test_a_tool_choice_of_none_or_by_name_reaches_the_model(serving: Any) -> None:
     chat = ScriptedChat(["No.", tool_call("weather", city="Ulm")])
     client = client_of(serving(chat=chat))
     named = {"type": "function", "function": {"name": "weather"}}
@@ -125,7 +126,7 @@ class Point(BaseModel):
     y: int
 
 
-def test_a_response_format_constrains_and_parses(serving: Callable) -> None:
+def test_a_response_format_constrains_and_parses(serving: Any) -> None:
     chat = ScriptedChat(['{"x": 1, "y": 2}', '{"a": 1}'])
     client = client_of(serving(chat=chat))
     answer = client.chat.completions.parse(model="scripted", messages=hello(), response_format=Point)
@@ -137,7 +138,7 @@ def test_a_response_format_constrains_and_parses(serving: Callable) -> None:
     assert second == JsonSchema({"type": "object"})
 
 
-def test_logprobs_come_with_alternatives(serving: Callable) -> None:
+def test_logprobs_come_with_alternatives(serving: Any) -> None:
     token = TokenLogprob("Ja", math.log(0.5), (("Ja", math.log(0.5)), ("Né", -math.inf)))
     turn = Completion(Message("assistant", "Ja"), "stop", Usage(1, 1), (token,))
     client = client_of(serving(chat=ScriptedChat([turn])))
@@ -149,14 +150,14 @@ def test_logprobs_come_with_alternatives(serving: Callable) -> None:
     assert first.top_logprobs[1].bytes == list("Né".encode())
 
 
-def test_a_cut_answer_says_so(serving: Callable) -> None:
+def test_a_cut_answer_says_so(serving: Any) -> None:
     turn = Completion(Message("assistant", "One two"), "length", Usage(1, 2))
     client = client_of(serving(chat=ScriptedChat([turn])))
     answer = client.chat.completions.create(model="scripted", messages=hello(), max_completion_tokens=2)
     assert answer.choices[0].finish_reason == "length"
 
 
-def test_content_parts_and_developer_messages_are_read(serving: Callable) -> None:
+def test_content_parts_and_developer_messages_are_read(serving: Any) -> None:
     chat = ScriptedChat(["Yes."])
     client = client_of(serving(chat=chat))
     parts = [{"type": "text", "text": "A"}, {"type": "text", "text": "B\x00"}]
@@ -165,7 +166,7 @@ def test_content_parts_and_developer_messages_are_read(serving: Callable) -> Non
     assert chat.requests[0].messages == (Message("system", "Be brief."), Message("user", "A\nB\x00"))
 
 
-def test_embeddings_are_those_of_the_embedder_in_both_encodings(serving: Callable, embedder: Embedder) -> None:
+def test_embeddings_are_those_of_the_embedder_in_both_encodings(serving: Any, embedder: Embedder) -> None:
     client = client_of(serving(chat=ScriptedChat([])))
     texts = ["A cat sat.", "Der Hund schläft."]
     packed = client.embeddings.create(model="all-minilm-l6-v2", input=texts)
@@ -177,7 +178,7 @@ def test_embeddings_are_those_of_the_embedder_in_both_encodings(serving: Callabl
     assert packed.usage.prompt_tokens == sum(embedder.count_tokens(texts))
 
 
-def test_models_are_listed_and_looked_up(serving: Callable) -> None:
+def test_models_are_listed_and_looked_up(serving: Any) -> None:
     client = client_of(serving(chat=ScriptedChat([])))
     kinds = {model.id: model.kind for model in client.models.list()}  # type: ignore[attr-defined]
     assert kinds["scripted"] == "chat"
@@ -187,7 +188,7 @@ def test_models_are_listed_and_looked_up(serving: Callable) -> None:
         client.models.retrieve("gpt-5")
 
 
-def test_errors_are_typed(serving: Callable) -> None:
+def test_errors_are_typed(serving: Any) -> None:
     client = client_of(serving(chat=ScriptedChat([])))
     with pytest.raises(openai.NotFoundError, match="There is no model 'gpt-5'") as missing:
         client.chat.completions.create(model="gpt-5", messages=hello())
@@ -201,7 +202,7 @@ def test_errors_are_typed(serving: Callable) -> None:
         client.chat.completions.create(model="all-minilm-l6-v2", messages=hello())
 
 
-def test_a_stream_that_fails_midway_raises_in_the_client(serving: Callable) -> None:
+def test_a_stream_that_fails_midway_raises_in_the_client(serving: Any) -> None:
     class Breaks(ScriptedChat):
         async def stream(self, *args, **kwargs):  # type: ignore[no-untyped-def, override]
             async for delta in super().stream(*args, **kwargs):
