@@ -10,7 +10,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,8 @@ FORMAT = 1
 BATCH = 500
 # Up to here a scan of all vectors takes under 10 ms and is exact; the graph that optimize() builds serves larger ones.
 EXACT_BELOW = 100_000
+# Edge maps its files into memory, and a disk that fills up under such a file kills the process: stop well before.
+MIN_FREE = 128 * 2**20
 # A range over any key works; the first numeric keys of a collection get an index each.
 MAX_NUMBER_INDEXES = 32
 
@@ -74,15 +76,14 @@ class EdgeStore:
         check_name("tenant", tenant)
         check_name("collection", collection)
         with self._lock:
-            try:
+            with suppress(NotFound):
                 present = self.space(tenant, collection)
-            except NotFound:
-                with _reporting(self.root):
-                    self._acquire()
-                    self._make(tenant, collection, space)
+                if present != space:
+                    raise space_conflict(collection, present, space)
                 return
-            if present != space:
-                raise space_conflict(collection, present, space)
+            with _reporting(self.root):
+                self._acquire()
+                self._make(tenant, collection, space)
 
     def drop(self, tenant: str, collection: str) -> None:
         folder = self._folder(tenant, collection)
@@ -120,6 +121,7 @@ class EdgeStore:
         with self._use(tenant, collection) as shard:
             self._index_numbers(shard, (point.payload for point in points))
             for start in range(0, len(stored), BATCH):
+                _need_room(self.root)
                 shard.edge.update(UpdateOperation.upsert_points(stored[start : start + BATCH]))
 
     def set_payload(self, tenant: str, collection: str, payloads: Mapping[str, Mapping[str, Scalar]]) -> None:
@@ -128,6 +130,7 @@ class EdgeStore:
         check_payloads(payloads)
         with self._use(tenant, collection) as shard:
             self._index_numbers(shard, payloads.values())
+            _need_room(self.root)
             for record in shard.edge.retrieve(list(payloads), with_payload=False, with_vector=False):
                 payload = encode(payloads[str(record.id)])
                 shard.edge.update(UpdateOperation.overwrite_payload([record.id], payload))
@@ -248,6 +251,7 @@ class EdgeStore:
         folder = self._folder(tenant, collection)
         _read_space(folder, collection)  # What is not there is not found, whoever holds the directory.
         self._acquire()
+        _need_room(self.root)
         space = _read_space(folder, collection)
         edge = EdgeShard.load(str(folder / "shard"))
         return _Shard(space, edge, set(edge.info().payload_schema))
@@ -257,6 +261,7 @@ class EdgeStore:
         from qdrant_edge import EdgeShard, PayloadSchemaType, UpdateOperation
 
         folder = self._folder(tenant, collection)
+        _need_room(self.root)
         if folder.exists():
             shutil.rmtree(folder)
         (folder / "shard").mkdir(parents=True)
@@ -350,6 +355,15 @@ def _write_space(folder: Path, tenant: str, collection: str, space: Space) -> No
         file.flush()
         os.fsync(file.fileno())
     draft.replace(folder / "space.json")
+
+
+def _need_room(root: Path) -> None:
+    free = shutil.disk_usage(root).free
+    if free < MIN_FREE:
+        raise OperatorError(
+            f"The disk of the store {root} is nearly full: {free >> 20} MiB are free, {MIN_FREE >> 20} are needed.",
+            hint="Free some space and repeat the command; nothing that was written before is affected.",
+        )
 
 
 @contextmanager
