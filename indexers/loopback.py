@@ -291,9 +291,7 @@ def _operations(library: Library, progress: OnProgress | None) -> dict[str, Call
     }
 
 
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from framework.documents import Scalar, Section
@@ -69,14 +69,18 @@ class TextBuilder:
         return self._headings[0][1] if self._headings else ""
 
     def sections(self) -> tuple[Section, ...]:
-        """Each heading's reach: up to the next heading of its level or above, or the end."""
-        ends = [self._length] * len(self._headings)
-        paths: list[tuple[str, ...]] = []
-        open_: list[int] = []
-        for position, (level, title, start) in enumerate(self._headings):
-            while open_ and self._headings[open_[-1]][0] >= level:
-                ends[open_.pop()] = start
-            paths.append((*(paths[open_[-1]] if open_ else ()), title))
-            open_.append(position)
-        starts = [start for _, _, start in self._headings]
-        return tuple(Section(*parts) for parts in zip(paths, starts, ends, strict=True))
+        return nested(self._headings, self._length)
+
+
+def nested(headings: Sequence[tuple[int, str, int]], length: int) -> tuple[Section, ...]:
+    """Headings (level, title, start) as sections: each reaches to the next one of its level or above, or the end."""
+    ends = [length] * len(headings)
+    paths: list[tuple[str, ...]] = []
+    open_: list[int] = []
+    for position, (level, title, start) in enumerate(headings):
+        while open_ and headings[open_[-1]][0] >= level:
+            ends[open_.pop()] = start
+        paths.append((*(paths[open_[-1]] if open_ else ()), title))
+        open_.append(position)
+    starts = [start for _, _, start in headings]
+    return tuple(Section(*parts) for parts in zip(paths, starts, ends, strict=True))
