@@ -80,6 +80,8 @@ BLOCKS = frozenset(
 )
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 MAX_DEPTH = 400
+MENU_ITEMS = 10  # a list of at least so many links and nothing else is no text to read
+LONGEST_CELL = 600  # characters; a longer cell is a page's layout
 SPACE = re.compile(r"[ \t\r\n\f\v]+")
 PERMALINKS = frozenset("#¶§")
 
@@ -173,11 +175,8 @@ class _Walk:
             return
         if name == "br":
             self._inline.append("\0")
-        elif name == "img":
-            alt = tag.get("alt")
-            self._inline.append(f" Image: {alt} " if alt and self.whole_page is False else "")
         elif name not in BLOCKS:
-            if name != "a" or tag.get_text().strip() not in PERMALINKS:
+            if name != "a" or not _is_furniture(tag):
                 self._children(tag)
         else:
             self._end_block()
@@ -206,7 +205,8 @@ class _Walk:
             code = tag.get_text().strip("\n")
             self.builder.block(f"```\n{code.rstrip()}\n```" if code.strip() else "")
         elif tag.name in ("ul", "ol"):
-            self.builder.block(_list(tag))
+            if not (self.whole_page and _is_menu(tag)):
+                self.builder.block(_list(tag))
         elif tag.name == "table":
             self._table(tag)
         else:
@@ -214,33 +214,54 @@ class _Walk:
             self._end_block()
 
     def _table(self, table: Tag) -> None:
-        """Rows as lines; a table that only lays out a page (another table or a heading in it) is walked instead."""
-        if table.find(("table", *HEADINGS, "ul", "ol", "pre")):
+        """Rows as lines; a table that only lays out a page is walked instead."""
+        rows = [[_plain(cell) for cell in row.find_all(("td", "th"))] for row in table.find_all("tr")]
+        widest = max(map(len, rows), default=0)
+        long = any(len(cell) > LONGEST_CELL for cells in rows for cell in cells)
+        if widest < 2 or long or table.find(("table", *HEADINGS, "ul", "ol", "pre")):
             self._children(table)
             self._end_block()
             return
+        used = [i for i in range(widest) if any(cells[i] for cells in rows if len(cells) > i)]
+        lines = [" | ".join(cells[i] for i in used if i < len(cells)) for cells in rows if any(cells)]
         caption = table.find("caption")
-        rows = [[_plain(cell) for cell in row.find_all(("td", "th"))] for row in table.find_all("tr")]
-        lines = [" | ".join(cells) for cells in rows if any(cells)]
         if isinstance(caption, Tag):
             lines.insert(0, _plain(caption))
         self.builder.block("\n".join(lines))
 
 
 def _plain(tag: Tag) -> str:
-    parts = [
-        str(part)
-        for part in tag.descendants
-        if isinstance(part, NavigableString) and not isinstance(part, PreformattedString)
-    ]
+    """All text in a cell or list item on one line."""
+    parts: list[str] = []
+    for part in tag.descendants:
+        if isinstance(part, Tag) and (part.name == "br" or part.name in BLOCKS):
+            parts.append(" ")
+        elif isinstance(part, NavigableString) and not isinstance(part, PreformattedString):
+            parts.append(str(part))
     return SPACE.sub(" ", "".join(parts)).strip()
 
 
 def _list(tag: Tag, indent: str = "") -> str:
     lines: list[str] = []
-    for number, item in enumerate(tag.find_all("li", recursive=False), 1):
+    first = str(tag.get("start", "1"))
+    for number, item in enumerate(tag.find_all("li", recursive=False), int(first) if first.isdecimal() else 1):
         mark = f"{number}. " if tag.name == "ol" else "- "
         inner = [part.extract() for part in item.find_all(("ul", "ol")) if part.find_parent(("ul", "ol")) is tag]
-        lines.append(indent + mark + _plain(item))
+        if text := _plain(item):
+            lines.append(indent + mark + text)
         lines += [text for part in inner if (text := _list(part, indent + "  "))]
     return "\n".join(lines)
+
+
+def _is_furniture(link: Tag) -> bool:
+    """Permalinks beside headings, and "Skip to content"."""
+    text = link.get_text().strip()
+    return text in PERMALINKS or (str(link.get("href", "")).startswith("#") and text.lower().startswith("skip to"))
+
+
+def _is_menu(tag: Tag) -> bool:
+    """Whether a list is nothing but many short links."""
+    items = tag.find_all("li")
+    text = len(_plain(tag))
+    linked = sum(len(_plain(link)) for link in tag.find_all("a"))
+    return len(items) >= MENU_ITEMS and linked > 0.9 * (text - len(items)) and text < 40 * len(items)

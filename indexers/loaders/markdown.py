@@ -57,6 +57,8 @@ def _block(node: SyntaxTreeNode) -> str:
     match node.type:
         case "bullet_list" | "ordered_list":
             return _list(node)
+        case "fence" | "code_block" if not node.content.strip():
+            return ""
         case "fence" | "code_block":
             return f"```{node.info.strip().split(' ')[0]}\n{node.content.rstrip()}\n```"
         case "table":

@@ -23,7 +23,7 @@ NO_TITLE = re.compile(
     re.IGNORECASE,
 )
 HEAD_LINES = 2  # how many lines at the top and bottom of a page may be running heads
-ROW_END = re.compile(r"(?:\s[$€£(]{0,2}\s?[\d.,]*\d%?\)?|\s[—–-]){2}$")  # two figures end a row of a table
+ROW_END = re.compile(r"(?:(?:^|\s)[$€£(]{0,2}\s?[\d.,]*\d%?\)?|\s[—–-]){2}$")  # two figures end a row of a table
 APART_IN_PARAGRAPH = 1.45  # lines this many times the usual distance apart belong to two paragraphs,
 APART_IN_SENTENCE = 2.5  # unless a sentence plainly goes on
 COLUMN_LINES, COLUMN_INDENT = 5, 40.0  # lines around, and points between their beginnings, that make a column

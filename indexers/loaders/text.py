@@ -16,6 +16,7 @@ MARKS = (
 )
 # Characters that no text has; a few of them are dropped, more of them mean that the file is no text.
 CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffe\uffff]")
+INVISIBLE = re.compile("[\u00ad\u200b\ufeff]")  # soft hyphens and the like, which split words for a search
 SAMPLE = 65_536
 
 
@@ -30,6 +31,7 @@ def decode(data: bytes) -> str:
     if controls > len(text[:SAMPLE]) / 100:
         raise Unreadable("It is binary data, not text.")
     text = CONTROL.sub("", text) if controls or CONTROL.search(text) else text
+    text = INVISIBLE.sub("", text)
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\u00a0", " ").replace("\f", "\n")
 
 
