@@ -212,15 +212,35 @@ def test_a_nearly_full_disk_is_reported_before_anything_is_written(
     store.close()
 
 
-def test_a_failing_write_is_loud_and_leaves_what_was_flushed(tmp_path: Path) -> None:
+REFUSED = """
+import resource
+from framework.errors import OperatorError
+store.create("acme", "empty", SPACE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+for write in (
+    lambda: store.create("acme", "new", SPACE),
+    lambda: store.upsert("acme", "empty", [make_point(1, "stone")]),
+):
+    try:
+        write()
+    except OperatorError as error:
+        print(error)
+"""
+
+
+def test_a_failing_write_is_loud_and_harms_nothing_that_was_written(tmp_path: Path) -> None:
     """The operating system refuses every file that grows beyond 64 KiB, as a full quota does."""
-    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))\n"
-    more = "store.upsert(*HERE, [make_point(10**6 + i, 'x' * 1000, body='y' * 50_000) for i in range(200)])\n"
-    failed = run(WRITE + limit + more, tmp_path)
-    assert "OperatorError" in failed.stderr
-    assert "lectern index verify" in failed.stderr
+    failed = run(WRITE + REFUSED, tmp_path)
+    assert failed.returncode == 0, failed.stderr
+    assert failed.stdout.count("File too large") == failed.stdout.count("lectern index verify") == 2
     store = EdgeStore(tmp_path)
-    assert {identity(number) for number in range(700)} <= {id for id, _ in store.payloads(*HERE)}
+    assert len(list(store.payloads(*HERE))) == store.count(*HERE) == 900
+    with pytest.raises(NotFound):
+        store.count("acme", "new")
+    for collection in ("new", "empty"):
+        store.create("acme", collection, SPACE)
+        store.upsert("acme", collection, some_points())
+        assert {identity(number) for number in range(200)} == {id for id, _ in store.payloads("acme", collection)}
     store.close()
 
 
