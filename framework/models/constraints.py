@@ -23,7 +23,6 @@ from framework.models.base import Choice, Constraint, JsonSchema, Regex, ToolCho
 from framework.models.json_schema import bound
 from framework.prompts.tool_formats import CALL, CALL_SUFFIX, call_prefix
 
-CALLS_AT_ONCE = 4
 RESERVE = 48  # tokens left to a matcher to close what is open, beside the smallest answer's own length
 # No \u escapes: they could write half a surrogate pair, which is no text. White space is fixed, so it can't run on.
 JSON_STYLE = {
@@ -65,15 +64,19 @@ def constraint_grammar(constraint: Constraint) -> Grammar:
     elif isinstance(constraint, Regex):
         # The whole answer has to match as it is, so anchors at its ends say nothing, and the compiler knows none.
         pattern = re.sub(r"^\^|(?<!\\)\$$", "", constraint.pattern)
-        grammar = Grammar(_llguidance().LLMatcher.grammar_from_regex(pattern))
+        # As in JSON schema, \\d and \\w are ASCII's: Unicode has hundreds of digits that nobody means.
+        grammar = Grammar(f"%llguidance {{}}\nstart: /{_llguidance().regex_to_lark(pattern, 'dw')}/")
     else:
         grammar = Grammar(_choice_grammar(constraint))
     _check_grammar(grammar.text, field)
     return grammar
 
 
-def tool_grammar(tools: Sequence[ToolSpec], choice: ToolChoice) -> Grammar | None:
+def tool_grammar(tools: Sequence[ToolSpec], choice: ToolChoice, calls: int = 1) -> Grammar | None:
     """The grammar of an answer that may (`auto`) or must call tools; None where it is plain text.
+
+    Args:
+        calls: most calls in one answer; a named tool is called once.
 
     Raises:
         CallerError: a tool's parameters are no usable schema; `field` names the tool's place.
@@ -82,7 +85,7 @@ def tool_grammar(tools: Sequence[ToolSpec], choice: ToolChoice) -> Grammar | Non
         return None
     chosen = [(place, tool) for place, tool in enumerate(tools) if choice.name in (None, tool.name)]
     keys = tuple((place, tool.name, json.dumps(tool.parameters, default=dict)) for place, tool in chosen)
-    return _tool_grammar(keys, choice.mode == "auto", 1 if choice.name else CALLS_AT_ONCE)
+    return _tool_grammar(keys, choice.mode == "auto", 1 if choice.name else calls)
 
 
 @lru_cache(maxsize=64)

@@ -117,6 +117,11 @@ class CallReader:
     def unfinished(self) -> bool:
         return self._inside
 
+    @property
+    def held(self) -> int:
+        """Characters that were read and not given out."""
+        return len(self._held)
+
     def read(self, text: str) -> tuple[str, list[ToolCall]]:
         """The content and the calls that this piece completes."""
         self._held += text
