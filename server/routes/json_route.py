@@ -18,7 +18,7 @@ class _JsonRequest(Request):
         refused, each with its place. NaN and infinity pass: the fields refuse them, and know their names.
         """
         try:
-            return from_json(await self.body())
+            return from_json(await self.body(), cache_strings="none")
         except ValueError as error:
             raise HTTPException(400, f"The body is not valid JSON: {error}.") from error
 

@@ -188,8 +188,8 @@ async def test_a_body_of_another_type_is_refused(client: httpx.AsyncClient) -> N
     assert "application/json" in problem(answer)["message"]
 
 
-async def test_a_million_unknown_keys_make_one_small_error(client: httpx.AsyncClient) -> None:
-    many = {f"k{n}": 1 for n in range(200_000)}
+async def test_thousands_of_unknown_keys_make_one_small_error(client: httpx.AsyncClient) -> None:
+    many = {f"k{n}": 1 for n in range(50_000)}
     for body in (many, {"messages": [many] * 2}, {"tools": [{"type": "function", "function": many}]}):
         answer = await ask(client, **body)
         problem(answer)
