@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, runtime_checkable
 
@@ -267,7 +268,7 @@ class Agent:
                 name = "search_" + re.sub(r"[^A-Za-z0-9_-]", "_", retriever.collection)[:57]
                 item = RetrieveTool(retriever, name, f"Search the documents of {retriever.collection}.")
             found.append(item)
-            embedder = getattr(retriever, "embedder", None)
+            embedder = partial(getattr, retriever, "embedder", None)
             shelves[item.spec.name] = Shelf(retriever.corpus, retriever.tenant, retriever.collection, embedder)
         return Toolset(found), shelves
 

@@ -10,7 +10,7 @@ import asyncio
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agents.sentences import split_sentences
@@ -27,12 +27,12 @@ WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
 
 @dataclass(frozen=True, slots=True)
 class Shelf:
-    """A collection as citations are checked against it."""
+    """A collection as citations are checked against it. `embedder` gives the one that it was made with, if known."""
 
     corpus: Corpus
     tenant: str
     collection: str
-    embedder: Embedder | None = None
+    embedder: Callable[[], Embedder | None] = lambda: None
 
     def document(self, passage: Passage) -> Document | None:
         """The very version that the passage was read from; None if it is no longer stored."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 from agents.citations import citation
@@ -18,11 +19,10 @@ async def quote_passages(run: Run, deps: Deps) -> Run:
     """The run with text and citations, both empty where no passage answers."""
     if not run.passages:
         return run
+    embedder = await asyncio.to_thread(_embedder, run.passages, deps)
     ranked = _best_first(run.passages)
     by_hit = {passage.hit.id: passage for passage in run.passages}
-    quotation = await quote(
-        run.query or run.question, [passage.hit for passage in ranked], await _embedder(run.passages, deps)
-    )
+    quotation = await quote(run.query or run.question, [passage.hit for passage in ranked], embedder)
     lines: list[str] = []
     citations: list[Citation] = []
     for sentence in quotation.sentences:
@@ -48,11 +48,12 @@ def _best_first(passages: tuple[Passage, ...]) -> list[Passage]:
     return [passage for _, _, passage in sorted(ranked, key=lambda item: item[:2])]
 
 
-async def _embedder(passages: tuple[Passage, ...], deps: Deps) -> Embedder:
+def _embedder(passages: Sequence[Passage], deps: Deps) -> Embedder:
     """The one that the collection was made with, or the default for a search of another kind."""
     shelf = deps.shelves.get(passages[0].tool)
-    if shelf is not None and shelf.embedder is not None:
-        return shelf.embedder
+    own = shelf.embedder() if shelf is not None else None
+    if own is not None:
+        return own
     from framework.models.embedders import load_embedder
 
-    return await asyncio.to_thread(load_embedder)
+    return load_embedder()
