@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from framework.documents import Chunk, Document
 from framework.models.base import Embedder
-from indexers.chunkers.pieces import Span, Tokens, pieces
+from indexers.chunkers.pieces import MAX_CHARACTERS_PER_TOKEN, Span, Tokens, pieces, trimmed
 from indexers.chunkers.segments import SEGMENTERS, Segment
 from indexers.config import IndexConfig
 
@@ -53,14 +53,15 @@ class Chunker:
 
     def _cut(self, document: Document, segment: Segment, tokens: Tokens) -> Iterator[_Draft]:
         context = self._context(document.title, segment.path)
-        budget = self.limit - self._special - self._tokens(context)
+        title = "" if segment.path == (document.title,) else document.title
+        above = self._context(title, segment.path[:-1]) if segment.headed else context
+        budget = self.limit - self._special - max(self._tokens(context), self._tokens(above))
         span = (segment.start, segment.end)
         head = _heading_end(document.text, segment)
         room = budget - tokens.count((segment.start, head)) if head else budget
         atoms = pieces(document.text, span, tokens, room if room >= budget // 2 else budget)
         for first, chunk in enumerate(packed(atoms, tokens, budget, self.config.overlap_tokens)):
-            opening = first == 0 and segment.headed  # its text says its own heading
-            yield _Draft(chunk, self._context(document.title, segment.path[:-1]) if opening else context, segment.path)
+            yield _Draft(chunk, context if first else above, segment.path)  # the first one's text says its heading
 
     def _context(self, title: str, path: Sequence[str]) -> str:
         """Title and headings, outermost first, none twice in a row; shortened from the left where they are long."""
@@ -96,7 +97,7 @@ class Chunker:
             halves = [
                 part
                 for draft, count in zip(waiting, counts, strict=True)
-                for part in ([draft] if count <= self.limit else _halved(draft, tokens))
+                for part in ([draft] if count <= self.limit else _halved(text, draft, tokens))
             ]
             waiting = halves
 
@@ -104,12 +105,15 @@ class Chunker:
 def packed(atoms: Iterable[Span], tokens: Tokens, budget: int, overlap: int = 0) -> Iterator[Span]:
     """Neighbouring pieces joined while they fit; each chunk may begin with the pieces that ended the one before."""
     held: list[Span] = []
+
+    def full(atom: Span) -> bool:
+        span = (held[0][0], atom[1])
+        return tokens.count(span) > budget or span[1] - span[0] > budget * MAX_CHARACTERS_PER_TOKEN
+
     for atom in atoms:
-        if held and tokens.count((held[0][0], atom[1])) > budget:
+        if held and full(atom):
             yield held[0][0], held[-1][1]
-            while held and (
-                tokens.count((held[0][0], held[-1][1])) > overlap or tokens.count((held[0][0], atom[1])) > budget
-            ):
+            while held and (full(atom) or tokens.count((held[0][0], held[-1][1])) > overlap):
                 held.pop(0)
         held.append(atom)
     if held:
@@ -128,13 +132,13 @@ def _embedded(text: str, draft: _Draft) -> str:
     return f"{draft.context}\n{part}" if draft.context else part
 
 
-def _halved(draft: _Draft, tokens: Tokens) -> list[_Draft]:
+def _halved(text: str, draft: _Draft, tokens: Tokens) -> list[_Draft]:
     start, end = draft.span
     borders = tokens.borders(draft.span) or [(start + end) // 2]
     middle = borders[len(borders) // 2]
     if not start < middle < end:
         return [replace(draft, context="")]
-    return [replace(draft, span=(start, middle)), replace(draft, span=(middle, end))]
+    return [replace(draft, span=span) for half in ((start, middle), (middle, end)) for span in trimmed(text, half)]
 
 
 def _heading_end(text: str, segment: Segment) -> int:

@@ -59,11 +59,11 @@ def blocks(text: str, span: Span) -> Iterator[Span]:
         if line.startswith("```"):
             fenced = not fenced
         if not line and not fenced and start is not None:
-            yield from _trimmed(text, (start, place))
+            yield from trimmed(text, (start, place))
             start = None
         place = stop + 1
     if start is not None:
-        yield from _trimmed(text, (start, end))
+        yield from trimmed(text, (start, end))
 
 
 def _units(text: str, block: Span, tokens: Tokens, limit: int) -> Iterator[Span]:
@@ -87,9 +87,9 @@ def lines_or_sentences(text: str, block: Span) -> Iterator[Span]:
     start = block[0]
     for end in SENTENCE_END.finditer(text, *block):
         if end.end() > start:
-            yield from _trimmed(text, (start, end.end()))
+            yield from trimmed(text, (start, end.end()))
             start = end.end()
-    yield from _trimmed(text, (start, block[1]))
+    yield from trimmed(text, (start, block[1]))
 
 
 def _cut(word: Span, tokens: Tokens, limit: int) -> Iterator[Span]:
@@ -108,10 +108,10 @@ def _short(span: Span, limit: int) -> Iterator[Span]:
 
 def _matches(pattern: re.Pattern[str], text: str, span: Span) -> Iterator[Span]:
     for found in pattern.finditer(text, *span):
-        yield from _trimmed(text, found.span())
+        yield from trimmed(text, found.span())
 
 
-def _trimmed(text: str, span: Span) -> Iterator[Span]:
+def trimmed(text: str, span: Span) -> Iterator[Span]:
     part = text[slice(*span)]
     start = span[0] + len(part) - len(part.lstrip())
     end = span[0] + len(part.rstrip())

@@ -82,7 +82,7 @@ HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 MAX_DEPTH = 400
 MENU_ITEMS = 10  # a list of at least so many links and nothing else is no text to read
 LONGEST_CELL = 600  # characters; a longer cell is a page's layout
-SPACE = re.compile(r"[ \t\r\n\f\v]+")
+SPACE = re.compile(r"[ \t\r\n\f\v\u00a0\u200b]+")
 PERMALINKS = frozenset("#¶§")
 
 
