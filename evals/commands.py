@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     Progress = Callable[[str, int, int], None]
 
 
+SHOWN_NOTICES = 5
+
+
 @click.group(name="eval", context_settings={"help_option_names": ["-h", "--help"]})
 def evaluate() -> None:
     """Measure retrieval and answers, with gates for CI."""
@@ -125,13 +128,16 @@ def list_suites() -> None:
 
 def _print_runs(runs: Sequence[Run]) -> None:
     from evals.report import summary_table, verdict_line
+    from evals.run_log import RUN
 
     columns = {each.task.variant: each.estimates for each in runs}
     _console().print(summary_table(runs[0].task.config.name, [m.name for m in runs[0].task.metrics], columns))
     for each in runs:
         click.echo(_account(each))
-        for notice, times in each.notices.items():
+        for notice, times in list(each.notices.items())[:SHOWN_NOTICES]:
             click.echo(f"  {times} x {notice}")
+        if len(each.notices) > SHOWN_NOTICES:
+            click.echo(f"  and {len(each.notices) - SHOWN_NOTICES} more kinds of notices, in {each.folder / RUN}")
     for each in runs:
         for verdict in each.verdicts:
             click.echo(verdict_line(verdict, each.task.variant))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 from evals.dataset import Dataset
 from evals.sample import Cited, Output, Sample
@@ -19,8 +20,15 @@ from evals.task import Task
 from framework.config import Settings
 from framework.documents import content_hash
 from framework.errors import CallerError, ConfigError
+from framework.retrieval.config import MAX_K
+
+if TYPE_CHECKING:
+    from agents import Agent, Answer
+    from framework.retrieval.retriever import Retriever
 
 C = TypeVar("C")
+# Documents ranked for a metric that looks at the whole ranking.
+DEFAULT_DEPTH = 100
 Progress: TypeAlias = Callable[[str, int, int], None]
 
 
@@ -122,21 +130,141 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
+class RetrieverTarget:
+    """Ranks documents by their best chunk.
+
+    Args:
+        depth: documents that the ranking should have; chunks are asked for until there are as many, or no more.
+    """
+
+    def __init__(self, retriever: Retriever, about: Mapping[str, Any], depth: int) -> None:
+        self.retriever = retriever
+        self.about = {**about, "kind": "retriever", "depth": depth, "search": asdict(retriever.config)}
+        self.depth = depth
+
+    async def answer(self, sample: Sample) -> Output:
+        wanted = self.depth + len(sample.excluded)
+        k = min(wanted * 2, MAX_K)
+        while True:
+            found = await self.retriever.search(sample.question, k=k)
+            ranking = tuple(dict.fromkeys(hit.chunk.document_id for hit in found.hits))
+            if len(ranking) >= wanted or found.shortfall or k == MAX_K:
+                # The last notice of a short result says that it is short, of chunks that were asked for to be safe.
+                notices = found.notices[:-1] if found.shortfall else found.notices
+                return Output(ranking[:wanted], notices=notices)
+            k = min(k * 2, MAX_K)
+
+
+class AgentTarget:
+    """Asks an agent; each sample is a conversation of its own. `ranking` is what its searches found, in order."""
+
+    def __init__(self, agent: Agent, about: Mapping[str, Any]) -> None:
+        self.agent = agent
+        self.about = {**about, "kind": "agent"}
+
+    async def answer(self, sample: Sample) -> Output:
+        from agents.events import RunFinished, ToolReturned
+
+        found: list[str] = []
+        answer: Answer | None = None
+        async with aclosing(self.agent.astream(sample.question)) as events:
+            async for event in events:
+                if isinstance(event, ToolReturned):
+                    found += [hit.chunk.document_id for hit in event.result.hits]
+                elif isinstance(event, RunFinished):
+                    answer = event.answer
+        assert answer is not None, "a run ends with RunFinished"
+        return Output(
+            tuple(dict.fromkeys(found)),
+            without_markers(answer),
+            tuple(Cited(citation.document_id, citation.quote) for citation in answer.citations),
+            answer.stop == "declined",
+            answer.steps,
+            answer.usage.total_tokens,
+            notices=answer.notices,
+        )
+
+
+def without_markers(answer: Answer) -> str:
+    """The answer's text without the [1] of its citations."""
+    numbers = "|".join(str(citation.number) for citation in answer.citations)
+    return re.sub(rf"\s*\[(?:{numbers})\]", "", answer.text) if numbers else answer.text
+
+
 def section(values: Mapping[str, Any], kind: type[C], task: Task, settings: Settings) -> C:
     """The keys as the dataclass `kind`, with errors that name `target.KEY` and the task file."""
     return Settings({"target": values}, settings.base, task.path).section("target", kind)
 
 
+def overlaid(task: Task, settings: Settings, name: str, kind: type[C]) -> tuple[str, C]:
+    """`target.collection`, and the settings' section `name` with the target's other keys on top."""
+    keys = {key: value for key, value in task.target.items() if key not in ("kind", "collection")}
+    section(keys, kind, task, settings)  # so that a wrong key is named as the task file has it
+    values = {**settings.values.get(name, {}), **keys}
+    collection = task.target.get("collection", "")
+    if not isinstance(collection, str):
+        raise ConfigError(f"target.collection must be a name, got {collection!r}.", field="target.collection")
+    return collection, Settings({name: values}, settings.base, settings.path).section(name, kind)
+
+
 @asynccontextmanager
 async def open_target(task: Task, dataset: Dataset, settings: Settings, progress: Progress) -> AsyncIterator[Target]:
-    """The target that a task names, ready to answer: its corpus is indexed.
+    """The target that a task names, ready to answer: what it searches is indexed.
 
     Raises:
-        ConfigError: an unknown kind or key, or a target that needs passages where the dataset has none.
+        ConfigError: an unknown kind or key, or nothing to search.
     """
     kind = task.target.get("kind")
-    if kind == "python":
-        yield PythonTarget.load(section(task.target, PythonConfig, task, settings), task.base)
-    else:
-        known = "retriever, agent, python"
-        raise ConfigError(f"target.kind must be one of {known}, got {kind!r}.", field="target.kind")
+    opened = {"retriever": _open_retriever, "agent": _open_agent, "python": _open_python}.get(str(kind))
+    if opened is None:
+        raise ConfigError(f"target.kind must be one of retriever, agent, python, got {kind!r}.", field="target.kind")
+    async with opened(task, dataset, settings, progress) as target:
+        yield target
+
+
+@asynccontextmanager
+async def _open_python(task: Task, dataset: Dataset, settings: Settings, progress: Progress) -> AsyncIterator[Target]:
+    yield PythonTarget.load(section(task.target, PythonConfig, task, settings), task.base)
+
+
+@asynccontextmanager
+async def _open_retriever(
+    task: Task, dataset: Dataset, settings: Settings, progress: Progress
+) -> AsyncIterator[Target]:
+    from evals.knowledge import open_knowledge
+    from framework.retrieval.config import SearchConfig
+
+    collection, config = overlaid(task, settings, "search", SearchConfig)
+    depth = max((metric.k or DEFAULT_DEPTH for metric in task.metrics if metric.kind.cutoff != "none"), default=1)
+    async with open_knowledge(collection, dataset, settings, progress) as knowledge:
+        yield RetrieverTarget(knowledge.retriever(config), knowledge.about, depth)
+
+
+@asynccontextmanager
+async def _open_agent(task: Task, dataset: Dataset, settings: Settings, progress: Progress) -> AsyncIterator[Target]:
+    from agents import Agent
+    from agents.config import AgentConfig
+    from evals.knowledge import open_knowledge
+    from framework.models.config import ModelsConfig
+    from framework.retrieval.config import SearchConfig
+
+    collection, config = overlaid(task, settings, "agent", AgentConfig)
+    search, models = settings.section("search", SearchConfig), settings.section("models", ModelsConfig)
+    async with open_knowledge(collection, dataset, settings, progress) as knowledge:
+        about = {
+            **knowledge.about,
+            "agent": asdict(config),
+            "search": asdict(search),
+            "chat": config.model or models.chat,
+        }
+        async with Agent(
+            config.name,
+            config.instructions,
+            knowledge=[knowledge.retriever(search)],
+            tools=config.tools,
+            model=config.model,
+            mode=config.mode,
+            budget=config.budget,
+            settings=settings,
+        ) as agent:
+            yield AgentTarget(agent, about)

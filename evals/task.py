@@ -88,8 +88,9 @@ class Task:
         return f"{self.config.name}-{self.variant}" if self.variant else self.config.name
 
     def settings(self, user: Settings) -> Settings:
-        """The user's settings with this task's sections on top."""
-        return Settings(_merged(user.values, self.sections), user.base, user.path)
+        """The user's settings with this task's sections on top; what is indexed is in the dataset's language."""
+        language = {"index": {"language": self.dataset.language}}
+        return Settings(_merged(_merged(user.values, language), self.sections), user.base, user.path)
 
 
 def suites() -> dict[str, Path]:
