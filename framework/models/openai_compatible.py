@@ -102,14 +102,27 @@ class OpenAICompatible:
                 ) from None
             finally:
                 await response.aclose()
+        self._check_end(reader, constraint, tool_choice)
+        yield Delta(finish_reason=reader.reason, usage=reader.usage or self._estimated(messages, reader))
+
+    def _check_end(self, reader: StreamReader, constraint: Constraint | None, choice: ToolChoice) -> None:
+        if reader.empty:
+            raise ModelUnavailable(
+                f"{self.url} accepted the request and sent no answer.",
+                hint="The prompt may be longer than its context; its log should tell.",
+            )
         if reader.reason is None:
             raise ModelUnavailable(
                 f"{self.url} ended its answer in the middle.",
                 hint="Ask again; if it goes on, look at the server's log.",
             )
-        if constraint is not None and reader.reason == "stop":
-            _check_answer(reader.content, constraint, self.url)
-        yield Delta(finish_reason=reader.reason, usage=reader.usage or self._estimated(messages, reader))
+        if choice.mode == "required" and reader.reason == "stop":
+            raise ModelUnavailable(
+                f"{self.url} called no tool though it was told to.",
+                hint="Not every server enforces tool_choice: name the tool, or use another server.",
+            )
+        if constraint is not None:
+            _check_answer(reader.content, constraint, self.url, reader.reason == "length")
 
     async def _open(
         self, client: httpx.AsyncClient, body: Mapping[str, Any], constraint: Constraint | None
@@ -209,20 +222,27 @@ def _body(
 ) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": model,
-        "messages": [message.to_openai() for message in messages],
+        "messages": [_wire(message) for message in messages],
         "temperature": params.temperature,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     if tools:
-        named = {"type": "function", "function": {"name": choice.name}}
-        body |= {"tools": [tool.to_openai() for tool in tools], "tool_choice": named if choice.name else choice.mode}
+        # More servers enforce a tool's name than "required": where there is but one tool, the two are the same.
+        name = choice.name or (tools[0].name if choice.mode == "required" and len(tools) == 1 else None)
+        named = {"type": "function", "function": {"name": name}}
+        body |= {"tools": [tool.to_openai() for tool in tools], "tool_choice": named if name else choice.mode}
     if params.logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": params.logprobs}
     optional = {"max_tokens": params.max_tokens, "stop": list(params.stop) or None, "seed": params.seed}
     if params.top_p != 1:
         body["top_p"] = params.top_p
     return body | {key: value for key, value in optional.items() if value is not None}
+
+
+def _wire(message: Message) -> dict[str, Any]:
+    """OpenAI allows `content: null` beside calls; llama-cpp-python refuses it, and nobody refuses empty text."""
+    return {**message.to_openai(), "content": message.content}
 
 
 def _constrained(constraint: Constraint | None, plain_schema: bool) -> dict[str, Any]:
@@ -250,10 +270,15 @@ def _check_constraint(constraint: Constraint | None) -> None:
         constraint_grammar(constraint)
 
 
-def _check_answer(text: str, constraint: Constraint, server: str) -> None:
-    """Refuse an answer outside its constraint: a server that does not know the field ignores it."""
+def _check_answer(text: str, constraint: Constraint, server: str, cut: bool) -> None:
+    """Refuse an answer outside its constraint: a server that does not know the field ignores it.
+
+    Of an answer that was `cut` by its budget, only a choice can still be judged.
+    """
     if isinstance(constraint, Choice):
-        fits = text in constraint.options
+        fits = text in constraint.options or (cut and any(option.startswith(text) for option in constraint.options))
+    elif cut:
+        fits = True
     elif isinstance(constraint, Regex):
         fits = _matches(text, constraint.pattern)
     else:

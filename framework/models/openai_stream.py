@@ -70,6 +70,8 @@ class StreamReader:
         reason: why the answer ended, once it has.
         usage: what the server counted, if it told.
         content: the text so far.
+        arguments: the text of all calls' arguments.
+        empty: no event came at all.
     """
 
     def __init__(self, server: str, make_id: Callable[[int], str]) -> None:
@@ -79,6 +81,7 @@ class StreamReader:
         self.usage: Usage | None = None
         self.content = ""
         self.arguments = ""
+        self.empty = True
         self._ids: list[str] = []
         self._places: dict[int, int] = {}
 
@@ -89,6 +92,7 @@ class StreamReader:
             ModelUnavailable: the server reports an error, or the event has not the shape of one.
             CallerError: the server's content filter ended the answer.
         """
+        self.empty = False
         if "error" in event:
             raise ModelUnavailable(f"{self.server} failed while it answered: {error_text(event)}")
         try:
