@@ -67,6 +67,7 @@ def create_app(
             warming.cancel()
             await asyncio.wait((warming,))
             await gate.emptied(CLOSE_SECONDS)
+            await asyncio.to_thread(directory.close)
 
     app = FastAPI(
         title="Lectern",

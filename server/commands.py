@@ -31,5 +31,5 @@ def serve(**options: Any) -> None:
     if model is not None:
         settings.values = {**settings.values, "models": {**settings.values.get("models", {}), "chat": model}}
     config = settings.section("server", ServerConfig)
-    given = {name: value for name, value in options.items() if value not in (None, (), False)}
+    given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
     serve_forever(settings, replace(config, **given), click.echo)

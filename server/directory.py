@@ -123,6 +123,12 @@ class Directory:
         await self.chat()
         await self.embedder(self.models.embedder)
 
+    def close(self) -> None:
+        """Let go of the models that were loaded here."""
+        for (kind, _), made in self._loaded.items():
+            if kind == "chat" and made.done() and not made.cancelled() and hasattr(made.result(), "close"):
+                made.result().close()
+
     async def _agent(self, name: str) -> Agent:
         if name in self.agents:
             return self.agents[name]

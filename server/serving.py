@@ -89,7 +89,7 @@ def serve_forever(settings: Settings, config: ServerConfig, tell: Callable[[str]
     configure_logging("info")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     refuse_second(settings.home)
-    with _stopped_by_signal(), listening_socket(config.host, config.port) as bound, Library.open(settings) as library:
+    with stopped_by_signal(), listening_socket(config.host, config.port) as bound, Library.open(settings) as library:
         url = url_of(bound)
         app = create_app(settings, library=library, config=config, url=url)
         Server(app, config, lambda: tell(_banner(url, app))).run([bound])
@@ -105,7 +105,7 @@ def _banner(url: str, app: FastAPI) -> str:
 
 
 @contextmanager
-def _stopped_by_signal() -> Iterator[None]:
+def stopped_by_signal() -> Iterator[None]:
     """uvicorn raises the signal again when it is done; SIGTERM's own handling would then skip what is left to do."""
 
     def leave(number: int, frame: FrameType | None) -> None:
