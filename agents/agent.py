@@ -123,7 +123,8 @@ class Agent:
 
         Args:
             thread_id: the conversation to continue, or a new one's name; it is stored. None stores nothing.
-            history: earlier turns, for callers who keep the conversation themselves.
+            history: earlier turns, for callers who keep the conversation themselves. Its system messages are left
+                out with a notice.
 
         Raises:
             CallerError: an empty question, or a thread together with a history.
@@ -248,7 +249,7 @@ class Agent:
                     tenant,
                     Executor(toolset),
                     shelves,
-                    lambda: asyncio.to_thread(self._load_model, settings),
+                    partial(self._chat_model, settings),
                 )
                 self._runner = runner = Runner(deps, Threads(settings.home))
             return runner
@@ -285,6 +286,12 @@ class Agent:
             self._library = open_library(settings, tenant)
         found: Knowledge = self._library.retriever(source)
         return found
+
+    async def _chat_model(self, settings: Settings) -> ChatModel:
+        model = self._model
+        if model is None or isinstance(model, str):
+            return await asyncio.to_thread(self._load_model, settings)
+        return model
 
     def _load_model(self, settings: Settings) -> ChatModel:
         with self._lock:

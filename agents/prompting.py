@@ -74,13 +74,9 @@ def assemble_messages(
 ) -> tuple[list[Message], int, str]:
     """The messages, their size in tokens, and a notice if earlier turns had to be left out.
 
-    A caller's own system messages follow the agent's. The oldest turns leave first, each whole, so that no tool's
-    result stands without its call. The run's own messages are never cut: if they do not fit, the model refuses them
-    and gives both lengths.
+    The oldest turns leave first, each whole, so that no tool's result stands without its call. The run's own messages
+    are never cut: if they do not fit, the model refuses them and gives both lengths.
     """
-    said = [turn.content for turn in turns if turn.role == "system"]
-    turns = [turn for turn in turns if turn.role != "system"]
-    head = system("\n\n".join([head.content, *said]))
     present = [user(run.question), *run.messages]
     fixed = sum(_size(message, model) for message in (head, *present))
     fixed += sum(model.count_tokens(canonical_json(spec.to_openai())) for spec in tools)

@@ -26,7 +26,10 @@ Graph = CompiledStateGraph[State, Deps, Any, Any]
 
 @cache
 def react() -> Graph:
-    """The graph, without a place to store its state; `Graph.copy` adds one."""
+    """The graph, without a place to store its state; `Graph.copy` adds one.
+
+    The functions that choose an edge are asynchronous because langgraph runs any other in a worker thread.
+    """
     graph = StateGraph(State, context_schema=Deps)
     graph.add_node("seek", seek)
     graph.add_node("think", think)
@@ -44,12 +47,12 @@ def react() -> Graph:
     return graph.compile()
 
 
-def first(state: State, runtime: Runtime[Deps]) -> str:
+async def first(state: State, runtime: Runtime[Deps]) -> str:
     """A quoting agent searches by itself; any other starts with the model."""
     return "seek" if runtime.context.quotes else "think"
 
 
-def calls(state: State) -> list[Send] | str:
+async def calls(state: State) -> list[Send] | str:
     """Each call as a task of its own; straight on where there is none to make."""
     run = load(Run, state["run"])
     if run.stop:
@@ -62,7 +65,7 @@ def calls(state: State) -> list[Send] | str:
     return jobs or "observe"
 
 
-def after_results(state: State, runtime: Runtime[Deps]) -> str:
+async def after_results(state: State, runtime: Runtime[Deps]) -> str:
     """Quote after the first search; otherwise the model thinks again, unless the run is over."""
     run = load(Run, state["run"])
     if run.stop:
@@ -70,6 +73,6 @@ def after_results(state: State, runtime: Runtime[Deps]) -> str:
     return "quote" if runtime.context.quotes and run.steps == 0 else "think"
 
 
-def think_or_answer(state: State) -> str:
+async def think_or_answer(state: State) -> str:
     """The model's other tools get their chance where no passage answers."""
     return "answer" if load(Run, state["run"]).stop else "think"

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from agents.react import Graph
 
 
+SYSTEM_LEFT = "A system message in the history was left out: an agent has its own instructions."
+
+
 @dataclass(frozen=True, slots=True)
 class Runner:
     """One agent's way of answering; `threads` is where conversations are stored."""
@@ -31,8 +34,9 @@ class Runner:
         """Answer without storing anything; `history` holds the turns before, which the caller keeps."""
         from agents.react import react
 
-        turns = [dump(message) for message in history]
-        async with aclosing(self._events(react(), _fresh(question, turns), {}, "")) as events:
+        kept = [dump(message) for message in history if message.role != "system"]
+        notices = () if len(kept) == len(history) else (SYSTEM_LEFT,)
+        async with aclosing(self._events(react(), _fresh(question, kept, notices), {}, "")) as events:
             async for event in events:
                 yield event
 
@@ -136,7 +140,7 @@ async def collected(events: AsyncIterator[Event]) -> Answer:
     return answer
 
 
-def _fresh(question: str, turns: list[Json] | None = None) -> State:
+def _fresh(question: str, turns: list[Json] | None = None, notices: tuple[str, ...] = ()) -> State:
     """The state that a new question starts from; without `turns` the thread's stay as they are.
 
     Raises:
@@ -144,7 +148,7 @@ def _fresh(question: str, turns: list[Json] | None = None) -> State:
     """
     if not question.strip():
         raise CallerError("The question is empty.", field="question")
-    state: State = {"run": dump(Run(uuid.uuid4().hex, question)), "results": cast(Any, None)}
+    state: State = {"run": dump(Run(uuid.uuid4().hex, question, notices=notices)), "results": cast(Any, None)}
     return state if turns is None else {**state, "turns": turns}
 
 

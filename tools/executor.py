@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, NoReturn
 
 from framework.documents import content_hash
@@ -121,19 +122,24 @@ def _parse(text: str, schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _problems(values: dict[str, Any], schema: Mapping[str, Any]) -> list[str]:
-    from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
-    from jsonschema.validators import extend
     from referencing import Registry
 
-    # Patterns are left to the tool: one from elsewhere could run for ever here. No reference is fetched.
-    kind = extend(Draft202012Validator, {"pattern": lambda *_: None})  # type: ignore[no-untyped-call]  # no stub
-    validator = kind(schema, registry=Registry())
+    validator = _validator()(schema, registry=Registry())
     errors = sorted(validator.iter_errors(values), key=lambda error: error.json_path)[:3]
     deepest = [best_match([error]) for error in errors]
     return [
         f"{error.json_path.removeprefix('$').lstrip('.') or 'arguments'}: {_short(error.message)}" for error in deepest
     ]
+
+
+@cache
+def _validator() -> Any:
+    """Patterns are left to the tool: one from elsewhere could run for ever here. No reference is fetched."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
+
+    return extend(Draft202012Validator, {"pattern": lambda *_: None})  # type: ignore[no-untyped-call]  # no stub
 
 
 def _no_constant(name: str) -> NoReturn:

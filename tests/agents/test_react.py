@@ -247,12 +247,13 @@ async def test_call_ids_that_a_model_uses_twice_become_different(scripted: Scrip
     assert len(set(keys)) == 2
 
 
-async def test_a_callers_history_and_system_message_reach_the_model(scripted: Scripted) -> None:
+async def test_a_callers_history_reaches_the_model_without_its_system_message(scripted: Scripted) -> None:
     agent, model = scripted(["Nine."])
-    await agent.arun("And you?", history=[system("Speak German."), user("How old?"), assistant("Eight.")])
+    answer = await agent.arun("And you?", history=[system("Speak German."), user("How old?"), assistant("Eight.")])
     sent = model.requests[0].messages
     assert [message.role for message in sent] == ["system", "user", "assistant", "user"]
-    assert "Speak German." in sent[0].content
+    assert "Speak German." not in sent[0].content
+    assert "system message" in answer.notices[0]
 
 
 async def test_old_turns_that_do_not_fit_are_left_out_with_a_notice(scripted: Scripted, settings: Settings) -> None:
