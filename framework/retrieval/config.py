@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 from framework.errors import ConfigError
 
 Mode: TypeAlias = Literal["hybrid", "dense", "lexical"]
+Fusion: TypeAlias = Literal["dbsf", "rrf"]
 MODES: tuple[Mode, ...] = ("hybrid", "dense", "lexical")
 MAX_K = 1000
 
@@ -21,6 +22,7 @@ class SearchConfig:
         mode: "hybrid" fuses both rankings, "dense" and "lexical" use one.
         k: hits to return.
         pool: candidates that each ranking contributes before fusion; grows with k and when candidates turn out stale.
+        fusion: "dbsf" adds scores, each ranking's scaled by its distribution; "rrf" adds reciprocal ranks.
         rrf_k: the constant of reciprocal rank fusion; larger flattens the difference between ranks.
         dense_weight, lexical_weight: each ranking's share in the fusion.
         mmr: maximal marginal relevance, from 0 (diverse) to 1 (relevant); None leaves the ranking as it is.
@@ -32,6 +34,7 @@ class SearchConfig:
     mode: Mode = "hybrid"
     k: int = 8
     pool: int = 100
+    fusion: Fusion = "dbsf"
     rrf_k: float = 60.0
     dense_weight: float = 1.0
     lexical_weight: float = 1.0
@@ -39,6 +42,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         _require(self.mode in MODES, "mode", self.mode, f"one of {', '.join(MODES)}")
+        _require(self.fusion in ("dbsf", "rrf"), "fusion", self.fusion, "dbsf or rrf")
         _require(1 <= self.k <= MAX_K, "k", self.k, f"between 1 and {MAX_K}")
         _require(1 <= self.pool <= 10_000, "pool", self.pool, "between 1 and 10,000")
         _require(math.isfinite(self.rrf_k) and self.rrf_k > 0, "rrf_k", self.rrf_k, "above 0")

@@ -1,28 +1,53 @@
-"""Several rankings into one."""
+"""Several rankings into one, by the scores or by the ranks alone."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+EQUAL = 1e-9  # a spread that is only rounding
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Ids, best first, and what a place among them weighs in the fusion."""
+    """Ids with their scores, best first, and what the whole ranking weighs; one of weight 0 adds not even its ids."""
 
-    ids: Sequence[str]
+    scores: Sequence[tuple[str, float]]
     weight: float = 1.0
 
 
 def reciprocal_rank_fusion(rankings: Sequence[Ranking], k: float = 60.0) -> list[tuple[str, float]]:
-    """Ids with the sum of weight / (k + rank), rank from 1, best first; equal scores go by id.
+    """Ids with the sum of weight / (k + rank), rank from 1, best first; equal sums go by id.
 
-    Follows Cormack, Clarke and Büttcher, SIGIR 2009. A ranking of weight 0 adds nothing, not even its ids.
+    Follows Cormack, Clarke and Büttcher, SIGIR 2009.
     """
-    scores: dict[str, float] = defaultdict(float)
+    sums: dict[str, float] = defaultdict(float)
     for ranking in rankings:
         if ranking.weight > 0:
-            for rank, id in enumerate(ranking.ids, 1):
-                scores[id] += ranking.weight / (k + rank)
-    return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+            for rank, (id, _) in enumerate(ranking.scores, 1):
+                sums[id] += ranking.weight / (k + rank)
+    return _ordered(sums)
+
+
+def distribution_based_fusion(rankings: Sequence[Ranking]) -> list[tuple[str, float]]:
+    """Ids with the sum of weight * (score - low) / (high - low), best first; equal sums go by id.
+
+    low and high lie three standard deviations below and above the mean of a ranking's scores; where all are equal, each
+    counts half. Follows distribution-based score fusion (Mazzeschi, 2023), without its clipping of high scores.
+    """
+    sums: dict[str, float] = defaultdict(float)
+    for ranking in rankings:
+        if ranking.weight > 0 and ranking.scores:
+            values = [score for _, score in ranking.scores]
+            mean = math.fsum(values) / len(values)
+            deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+            for id, score in ranking.scores:
+                place = 0.5 + (score - mean) / (6 * deviation) if deviation > EQUAL else 0.5
+                sums[id] += ranking.weight * max(place, 0.0)
+    return _ordered(sums)
+
+
+def _ordered(sums: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(sums.items(), key=lambda item: (-item[1], item[0]))

@@ -16,7 +16,7 @@ from framework.models.base import Embedder, Vectors
 from framework.retrieval.bm25 import VERSION, Analyzer
 from framework.retrieval.config import MAX_K, MODES, Mode, SearchConfig
 from framework.retrieval.filters import Filter
-from framework.retrieval.fusion import Ranking, reciprocal_rank_fusion
+from framework.retrieval.fusion import Ranking, distribution_based_fusion, reciprocal_rank_fusion
 from framework.retrieval.languages import unread_script
 from framework.retrieval.mmr import maximal_marginal_relevance
 from framework.retrieval.store import Candidate, Corpus, Space, SparseVector, VectorStore
@@ -214,10 +214,13 @@ class Retriever:
         if plan.mode != "hybrid":
             return [(candidate.id, candidate.score) for candidates in found.values() for candidate in candidates]
         weights = {"dense": self.config.dense_weight, "lexical": self.config.lexical_weight}
-        rankings = [Ranking([c.id for c in candidates], weights[stage]) for stage, candidates in found.items()]
-        order = reciprocal_rank_fusion(rankings, self.config.rrf_k)
+        rankings = [Ranking([(c.id, c.score) for c in found_], weights[stage]) for stage, found_ in found.items()]
+        if self.config.fusion == "rrf":
+            order = reciprocal_rank_fusion(rankings, self.config.rrf_k)
+        else:
+            order = distribution_based_fusion(rankings)
         for id, score in order:
-            scores[id]["rrf"] = score
+            scores[id][self.config.fusion] = score
         return order
 
     def _live(self, plan: _Plan, pool: _Pool) -> list[Hit]:

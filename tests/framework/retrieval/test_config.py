@@ -24,6 +24,7 @@ def test_the_section_is_read_from_settings(tmp_path: Path) -> None:
         ("k", 0),
         ("k", 1001),
         ("pool", 0),
+        ("fusion", "sum"),
         ("rrf_k", 0.0),
         ("rrf_k", math.inf),
         ("dense_weight", -1.0),

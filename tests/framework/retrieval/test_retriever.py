@@ -34,10 +34,16 @@ async def test_hits_carry_their_place_and_every_stage_of_their_score() -> None:
     first = result.hits[0]
     assert PETS.text[first.chunk.start : first.chunk.end] == first.chunk.text == "Dogs chase cats."
     assert (first.title, first.version, first.metadata) == ("Pets", PETS.version, {"kind": "animal"})
-    assert set(first.scores) == {"dense", "lexical", "rrf"}
-    assert first.score == first.scores["rrf"] >= result.hits[1].score
+    assert set(first.scores) == {"dense", "lexical", "dbsf"}
+    assert first.score == first.scores["dbsf"] >= result.hits[1].score
     assert (result.mode, result.asked, result.shortfall, result.notices) == ("hybrid", 2, 0, ())
     assert result.seconds > 0
+
+
+async def test_ranks_alone_can_be_fused_instead_of_scores() -> None:
+    retriever = memory_retriever([PETS, TOOLS], config=SearchConfig(fusion="rrf", rrf_k=10))
+    [hit] = (await retriever.search("saw wood", k=1)).hits
+    assert hit.scores["rrf"] == hit.score == 2 / 11
 
 
 @pytest.mark.parametrize("mode", ["dense", "lexical"])
@@ -158,7 +164,7 @@ async def test_a_wrong_argument_is_named(arguments: Mapping[str, Any], field: st
 
 async def test_a_query_without_words_finds_by_vector_alone() -> None:
     result = await memory_retriever([PETS]).search("?!", k=1)
-    assert set(result.hits[0].scores) == {"dense", "rrf"}
+    assert set(result.hits[0].scores) == {"dense", "dbsf"}
     empty = await memory_retriever([PETS]).search("?!", k=1, mode="lexical")
     assert (empty.hits, empty.shortfall) == ((), 1)
 
