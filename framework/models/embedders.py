@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from framework.encoders.auto import AutoEncoder
     from framework.encoders.bert import BertEncoder
 
-BATCH_TOKENS = 4096
+# Padded tokens in a batch: on a CPU, few enough that the activations stay in its caches.
+BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
 # Texts tokenized at a time: a token takes some 100 bytes until it is embedded.
 WINDOW = 1024
 
@@ -92,7 +93,7 @@ class LocalEmbedder:
             window = texts[start : start + WINDOW]
             tokens = self._tokenize([self._info.document_prefix + text for text in _checked(window)])
             self._refuse_long(window, tokens, start)
-            for batch in token_budget_batches([len(ids) for ids in tokens], BATCH_TOKENS):
+            for batch in token_budget_batches([len(ids) for ids in tokens], BATCH_TOKENS[self._device]):
                 vectors[[start + i for i in batch]] = self._embed([tokens[i] for i in batch])
         return vectors
 

@@ -152,6 +152,8 @@ def _config(source: Path, fields: Mapping[str, Any], names: set[str]) -> dict[st
         }
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ModelUnavailable(f"{source} lacks a part of its configuration: {error}.") from error
+    if config["num_hidden_layers"] > len(names):
+        raise ModelUnavailable(f"{source} has {len(names)} tensors for {config['num_hidden_layers']} layers.")
     for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         if f"tokenizer.ggml.{theirs}_token_id" in fields:
             config[f"{ours}_token_id"] = int(fields[f"tokenizer.ggml.{theirs}_token_id"])
