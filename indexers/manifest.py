@@ -150,11 +150,15 @@ class Manifest:
                     f"SELECT {COLLECTION} FROM collections WHERE tenant = ? AND name = ?", (tenant, name)
                 ).fetchone()
             )
+            connection.execute(  # a store that is not emptied before a crash loses them then
+                "INSERT OR IGNORE INTO pending SELECT collection, point_id FROM chunks JOIN documents AS d "
+                "ON d.id = document WHERE collection = ?",
+                (made.id,),
+            )
             connection.execute(
                 "DELETE FROM chunks WHERE document IN (SELECT id FROM documents WHERE collection = ?)", (made.id,)
             )
             connection.execute("UPDATE documents SET live = 0 WHERE collection = ?", (made.id,))
-            connection.execute("DELETE FROM pending WHERE collection = ?", (made.id,))
         return made
 
     def remove_collection(self, tenant: str, name: str) -> None:
