@@ -1,26 +1,44 @@
 """Quoting: the sentences of the found passages that answer a question, or none.
 
-Small models choose better than they write. Each sentence gets a few features, a linear combination of them orders the
-sentences, and a second one says how sure it is that any of them answers.
+Small models choose better than they write. Each sentence gets a few features (`evidence`); one linear combination of
+them orders the sentences, a second one of the best sentence's says how likely it is that the quotation answers. Both
+tables, and the threshold below which the question is declined, are fitted by `bench/quoting_tune.py fit` on HotpotQA,
+SciFact and MTRAG-UN, and measured on other sets by `bench/quoting_tune.py report`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from agents.sentences import split_sentences
+from agents.evidence import FEATURES, Candidate, candidates, features
 from framework.documents import Hit
-from framework.models.base import ChatModel, Embedder
-from framework.retrieval.bm25 import Analyzer, inverse_document_frequency
+from framework.messages import user
+from framework.models.base import ChatModel, Choice, Embedder, GenerationParams, complete
+from framework.retrieval.bm25 import Analyzer
 
-WEIGHTS = {"cosine": 6.0, "overlap": 2.0, "rank": 0.5}
-BIAS = -4.0
+# How much each feature speaks for a sentence, against the other sentences of the same question.
+ORDER: Mapping[str, float] = {
+    "cosine": 4.0,
+    "cosine_in_context": 4.0,
+    "overlap": 2.0,
+    "rank": 0.5,
+}
+# How much each feature of the best sentence, and its lead over the fourth, speaks for its being an answer at all.
+ANSWER: Mapping[str, float] = {"bias": -4.0, "cosine": 5.0, "overlap_nearby": 2.0}
+# Weight of the chat model's log-probability for a sentence, beside ORDER, where a model is given.
+CHOICE = 0.0
+NONE = "0"
+_PROMPT = """Sentences:
+{sentences}
+0. None of these.
+
+Question: {question}
+Which sentence answers the question? Reply with its number only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +48,17 @@ class QuotingConfig:
     Attributes:
         hits: passages that are read, best first.
         sentences: most sentences to quote.
+        within: a further sentence is quoted if its score lies at most this far below the best one's.
         threshold: least confidence to answer with; below it the question is declined.
+        shortlist: sentences that the chat model chooses among, where there is one; 9 at most.
         language: of the documents, for stemming (ISO 639-1).
     """
 
-    hits: int = 8
+    hits: int = 6
     sentences: int = 3
+    within: float = 1.0
     threshold: float = 0.5
+    shortlist: int = 6
     language: str = "en"
 
 
@@ -56,7 +78,7 @@ class Quotation:
     """What the passages say to the question.
 
     Attributes:
-        closest: the best quotations in order of reading, also when they do not suffice.
+        closest: the best quotations, best first, also when they do not suffice.
         confidence: estimated probability that they answer, 0 to 1.
         declined: the confidence is below the threshold, or there was nothing to quote.
     """
@@ -78,43 +100,97 @@ async def quote(
     model: ChatModel | None = None,
     config: QuotingConfig = QuotingConfig(),
 ) -> Quotation:
-    """The one to `config.sentences` sentences that answer the question best, adjacent ones merged, best first.
+    """The one to `config.sentences` sentences that answer the question best, neighbours joined to one quotation.
 
-    `model` may choose among a shortlist; None: the scores alone decide.
+    Args:
+        hits: passages, best first.
+        model: chooses among a shortlist too; None: features alone decide.
     """
-    return await asyncio.to_thread(_quote, question, hits, embedder, config)
-
-
-def _quote(question: str, hits: Sequence[Hit], embedder: Embedder, config: QuotingConfig) -> Quotation:
-    found: dict[tuple[str, int, int], tuple[int, Quoted]] = {}
-    for rank, hit in enumerate(hits[: config.hits]):
-        for s in split_sentences(hit.chunk.text):
-            start, end = hit.chunk.start + s.start, hit.chunk.start + s.end
-            text = hit.chunk.text[s.start : s.end]
-            found.setdefault((hit.chunk.document_id, start, end), (rank, Quoted(hit, start, end, text, 0.0)))
+    found = candidates(hits[: config.hits])
     if not found:
-        return Quotation((), 0.0, True)
-    ranks, candidates = zip(*found.values(), strict=True)
-    texts = [candidate.text for candidate in candidates]
-    cosine = embedder.embed_documents(texts) @ embedder.embed_query(question)
-    overlap = _overlap(question, texts, Analyzer(config.language))
-    scores = np.array(WEIGHTS["cosine"] * cosine + WEIGHTS["overlap"] * overlap + BIAS)
-    scores += [WEIGHTS["rank"] / (1 + rank) for rank in ranks]
-    order = np.argsort(-scores, kind="stable")[: config.sentences]
-    best = float(scores[order[0]])
-    confidence = 1 / (1 + math.exp(-best))
-    picked = [i for i in order if scores[i] >= best - 1.0]
-    quoted = (candidates[i] for i in picked)
-    closest = tuple(
-        Quoted(q.hit, q.start, q.end, q.text, float(scores[i])) for i, q in zip(picked, quoted, strict=True)
+        return Quotation((), 0.0, declined=True)
+    rows = await asyncio.to_thread(features, question, found, embedder, Analyzer(config.language))
+    scores = rows @ table(ORDER)
+    order = list(np.argsort(-scores, kind="stable"))
+    confidence = answer_probability(rows[order[0]], lead(scores))
+    if model is not None and CHOICE:
+        scores, order = await _with_choice(question, found, scores, order, model, config)
+    picked = [i for i in order[: config.sentences] if scores[i] >= scores[order[0]] - config.within]
+    return Quotation(
+        tuple(_joined(found, sorted(picked, key=lambda i: _place(found[i])), scores)),
+        confidence,
+        declined=confidence < config.threshold,
     )
-    return Quotation(closest, confidence, confidence < config.threshold)
 
 
-def _overlap(question: str, texts: Sequence[str], analyzer: Analyzer) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Share of the question's IDF weight that each text holds."""
-    bags = [set(analyzer.query(text).indices) for text in texts]
-    holders = Counter(term for bag in bags for term in bag)
-    asked = {t: inverse_document_frequency(len(bags), holders[t]) for t in analyzer.query(question).indices}
-    total = sum(asked.values()) or 1.0
-    return np.array([sum(asked[t] for t in bag & asked.keys()) / total for bag in bags])
+def table(weights: Mapping[str, float]) -> NDArray[np.float64]:
+    """The weights in the order of `FEATURES`."""
+    return np.array([weights.get(name, 0.0) for name in FEATURES])
+
+
+def lead(scores: NDArray[np.float64]) -> float:
+    """How far the best score is above the fourth, where few sentences are found above the last."""
+    best = np.sort(scores)[::-1]
+    return float(best[0] - best[min(3, len(best) - 1)])
+
+
+def answer_probability(best: NDArray[np.float64], ahead: float) -> float:
+    """Logistic in the best sentence's features and its lead."""
+    logit = ANSWER["bias"] + float(best @ table(ANSWER)) + ANSWER.get("lead", 0.0) * ahead
+    return float(1 / (1 + np.exp(-logit)))
+
+
+async def _with_choice(
+    question: str,
+    found: Sequence[Candidate],
+    scores: NDArray[np.float64],
+    order: Sequence[int],
+    model: ChatModel,
+    config: QuotingConfig,
+) -> tuple[NDArray[np.float64], list[int]]:
+    """Scores and order with the model's word on the shortlist; what is not on it stays behind."""
+    shortlist = list(order[: config.shortlist])
+    chosen = await choice(question, [found[i].text for i in shortlist], model)
+    scores = scores.copy()
+    scores[shortlist] += CHOICE * chosen
+    return scores, [*sorted(shortlist, key=lambda i: -scores[i]), *order[config.shortlist :]]
+
+
+async def choice(question: str, texts: Sequence[str], model: ChatModel) -> NDArray[np.float64]:
+    """The model's log-probability of choosing each text, among all of them and none; at most nine.
+
+    Its answer is held to one digit by a grammar. A server that reports no log-probabilities gives its one choice.
+    """
+    numbered = "\n".join(f"{number}. {' '.join(text.split())}" for number, text in enumerate(texts, 1))
+    options = tuple(str(number) for number in range(len(texts) + 1))
+    answer = await complete(
+        model,
+        [user(_PROMPT.format(sentences=numbered, question=question))],
+        constraint=Choice(options),
+        params=GenerationParams(max_tokens=4, logprobs=20),
+    )
+    known = {token.strip(): logprob for token, logprob in answer.logprobs[0].top} if answer.logprobs else {}
+    known.setdefault(answer.message.content.strip(), 0.0)
+    least = min([-10.0, *(known[option] for option in options if option in known)])
+    told = np.array([known.get(option, least) for option in options])
+    return np.asarray((told - np.logaddexp.reduce(told))[1:], dtype=np.float64)
+
+
+def _place(candidate: Candidate) -> tuple[int, int]:
+    return candidate.rank, candidate.start
+
+
+def _joined(found: Sequence[Candidate], picked: Sequence[int], scores: NDArray[np.float64]) -> list[Quoted]:
+    """Quotations best first; sentences that follow each other in one passage are one quotation."""
+    quoted: list[Quoted] = []
+    for i in picked:
+        sentence, score = found[i], float(scores[i])
+        chunk = sentence.hit.chunk
+        before = quoted[-1] if quoted and quoted[-1].hit is sentence.hit else None
+        if before and not any(c.isalnum() for c in chunk.text[before.end - chunk.start : sentence.start - chunk.start]):
+            quoted.pop()
+            text = chunk.text[before.start - chunk.start : sentence.end - chunk.start]
+            quoted.append(Quoted(sentence.hit, before.start, sentence.end, text, max(before.score, score)))
+        else:
+            quoted.append(Quoted(sentence.hit, sentence.start, sentence.end, sentence.text, score))
+    return sorted(quoted, key=lambda q: -q.score)

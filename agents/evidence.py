@@ -1,0 +1,149 @@
+"""The sentences of found passages, and what speaks for each as an answer."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.sentences import split_sentences
+from framework.documents import Hit
+from framework.models.base import Embedder, Vectors
+from framework.retrieval.bm25 import Analyzer, inverse_document_frequency
+
+FEATURES = (
+    "cosine",
+    "cosine_in_context",
+    "overlap",
+    "overlap_nearby",
+    "overlap_heading",
+    "rank",
+    "expected_type",
+    "new_terms",
+    "finished",
+    "asks",
+)
+# Words of English questions that no answer has to repeat.
+_ASKING = """what which who whom whose when where why how is are was were be been do does did done has have had can
+could will would shall should may might must the a an of in on at by for from to with and or as it its this that there i
+you we he she they my your our their many much about into than then if not name called kind type"""
+_NUMBER = re.compile(
+    r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|hundred|thousand|million|billion)\b", re.I
+)
+_DATE = re.compile(
+    r"\b[12]\d{3}\b|\b(?:January|February|March|April|May|June|July|August|September|October|November|December)\b"
+    r"|\bcentury\b|\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b"
+)
+_NAME = re.compile(r"(?<!^)(?<![.!?]\s)\b[A-Z][\w'’-]+")
+_REASON = re.compile(r"\b(?:because|since|so that|in order to|due to|to \w+|reason|cause[sd]?|therefore)\b", re.I)
+# What kind of answer the question's words ask for, and what a sentence that holds one looks like.
+_CUES = (
+    (
+        re.compile(r"\b(?:how (?:many|much|old|long|far|tall|high|large|big|often)|percent\w*|number of)\b", re.I),
+        _NUMBER,
+    ),
+    (re.compile(r"\b(?:when|what (?:year|date|day|month|century|decade)|which (?:year|century))\b", re.I), _DATE),
+    (re.compile(r"\b(?:who|whom|whose|where|which (?:city|country|person|company))\b", re.I), _NAME),
+    (re.compile(r"\bwhy\b", re.I), _REASON),
+)
+_FINISHED = re.compile(r"[.!?。！？।॥؟۔:;][\"'”’»)\]」』）]*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A sentence of a hit; the span is in the document. `before` and `after` are its neighbours in the chunk."""
+
+    hit: Hit
+    rank: int
+    start: int
+    end: int
+    text: str
+    before: str = ""
+    after: str = ""
+
+    @property
+    def in_context(self) -> str:
+        """As the embedder sees a chunk: under its title and headings."""
+        return f"{self.hit.chunk.context}\n{self.text}" if self.hit.chunk.context else self.text
+
+
+def candidates(hits: Sequence[Hit]) -> list[Candidate]:
+    """Every sentence once, in the hits' order; one that is itself a heading above its chunk is left out."""
+    found: dict[tuple[str, int, int], Candidate] = {}
+    for rank, hit in enumerate(hits):
+        for candidate in _of_hit(rank, hit):
+            found.setdefault((hit.chunk.document_id, candidate.start, candidate.end), candidate)
+    return list(found.values())
+
+
+def _of_hit(rank: int, hit: Hit) -> Iterator[Candidate]:
+    text, offset = hit.chunk.text, hit.chunk.start
+    spans = [(s.start, s.end) for s in split_sentences(text)]
+    headings = {hit.title, *hit.chunk.heading_path}
+    padded = [(0, 0), *spans, (0, 0)]
+    for (before, here), (_, after) in pairwise(pairwise(padded)):
+        unit = text[slice(*here)]
+        if unit not in headings:
+            around = text[slice(*before)], text[slice(*after)]
+            yield Candidate(hit, rank, offset + here[0], offset + here[1], unit, *around)
+
+
+def features(question: str, found: Sequence[Candidate], embedder: Embedder, analyzer: Analyzer) -> NDArray[np.float64]:
+    """Array of shape (len(found), len(FEATURES)), each column roughly within 0 to 1."""
+    vector = embedder.embed_query(question)
+    alone = _embed(embedder, [c.text for c in found]) @ vector
+    within = _embed(embedder, [c.in_context for c in found]) @ vector
+
+    def terms(*texts: str) -> set[int]:
+        return set(analyzer.query(" ".join(texts)).indices)
+
+    asked = terms(question) - terms(_ASKING)
+    bags = [terms(c.text) for c in found]
+    weights = _weights(asked, bags)
+    near = [terms(c.before, c.after) for c in found]
+    above = [terms(c.hit.title, *c.hit.chunk.heading_path) for c in found]
+    cue = next((answer for words, answer in _CUES if words.search(question)), None)
+    rows = [
+        (
+            float(alone[i]),
+            float(within[i]),
+            _held(weights, bags[i]),
+            _held(weights, bags[i] | near[i]),
+            _held(weights, bags[i] | above[i]),
+            1 / (1 + c.rank),
+            float(cue is not None and cue.search(c.text) is not None),
+            min(len(bags[i] - asked), 20) / 20,
+            float(_FINISHED.search(c.text) is not None),
+            float(c.text.rstrip().endswith(("?", "？", "؟"))),
+        )
+        for i, c in enumerate(found)
+    ]
+    return np.array(rows, dtype=np.float64).reshape(len(found), len(FEATURES))
+
+
+def _weights(asked: set[int], bags: Sequence[set[int]]) -> dict[int, float]:
+    """IDF over the candidates, as shares of the question's whole weight."""
+    holders = Counter(term for bag in bags for term in bag & asked)
+    idf = {term: inverse_document_frequency(len(bags), holders[term]) for term in sorted(asked)}
+    total = sum(idf.values()) or 1.0
+    return {term: weight / total for term, weight in idf.items()}
+
+
+def _held(weights: dict[int, float], bag: set[int]) -> float:
+    return sum(weight for term, weight in weights.items() if term in bag)
+
+
+def _embed(embedder: Embedder, texts: Sequence[str]) -> Vectors:
+    """Each text's vector; what is longer than the embedder reads is judged by its beginning."""
+    limit = embedder.info.max_tokens
+    fitting = list(texts)
+    for i, count in enumerate(embedder.count_tokens(texts)):
+        if count > limit:
+            spans = embedder.token_spans(texts[i])
+            fitting[i] = texts[i][: spans[max(0, limit - 1 - (count - len(spans)))][0]]
+    return embedder.embed_documents(fitting)
