@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from agents.events import Answer, RunFinished, RunStarted, ToolReturned
+from evals.run_log import read_run
 from evals.runner import Run, run_task
 from evals.sample import Sample
 from evals.targets import AgentTarget, RetrieverTarget, without_markers
@@ -176,7 +177,6 @@ async def test_passages_are_embedded_once_for_all_runs(
 
 async def test_the_search_section_of_the_task_is_used(places: Path, settings: Settings) -> None:
     done = await run(places, settings, "target.rrf_k=10", "search.pool=50")
-    from evals.run_log import read_run
 
     about = read_run(done.folder)["target"]
     assert (about["search"]["rrf_k"], about["search"]["pool"]) == (10, 50)
@@ -235,3 +235,20 @@ async def test_an_unknown_key_of_a_target_is_named(places: Path, settings: Setti
     with pytest.raises(ConfigError) as caught:
         await run(places, settings, change)
     assert named in str(caught.value)
+
+
+async def test_an_agent_is_asked_over_the_passages(places: Path, settings: Settings) -> None:
+    metrics = 'task.metrics=["citation_found", "answered", "recall@2", "steps"]'
+    done = await run(places, settings, "target.kind=agent", "target.budget.steps=5", metrics)
+    assert (done.errors, done.samples) == (0, 2)
+    assert done.estimates["recall@2"].mean == 1.0
+    assert done.estimates["steps"].mean <= 5
+    about = read_run(done.folder)["target"]
+    assert about["agent"]["mode"] == "quote"
+    assert about["agent"]["budget"]["steps"] == 5
+    assert about["chat"]
+
+
+async def test_an_unknown_key_of_an_agent_is_named(places: Path, settings: Settings) -> None:
+    with pytest.raises(ConfigError, match=r"target\.budget\.step\b"):
+        await run(places, settings, "target.kind=agent", "target.budget.step=5")
