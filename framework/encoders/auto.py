@@ -23,7 +23,6 @@ class AutoEncoder:
         )
         self._model.eval().to(device)
         self.width: int = self._model.config.hidden_size
-        self.positions: int = self._model.config.max_position_embeddings
 
     def __call__(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Hidden states (texts, tokens, width) of `ids` (texts, tokens), padded on the right beyond `lengths`."""

@@ -92,11 +92,6 @@ class BertEncoder:
             weights.update(load_file(file))
         return cls(config, weights, device)
 
-    @property
-    def positions(self) -> int:
-        """Most tokens that a text may have."""
-        return len(self._positions) - self._first_position
-
     def __call__(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Hidden states (texts, tokens, width) of `ids` (texts, tokens), padded on the right beyond `lengths`."""
         count, tokens = ids.shape

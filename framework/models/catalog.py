@@ -141,7 +141,11 @@ class Catalog:
             from framework.models.gguf import convert
 
             path = convert(path, self.cache, progress)
-        return Resolved(card if card.name in PRESETS else _described(card, ModelFolder(path)), path)
+        folder = ModelFolder(path)
+        card = card if card.name in PRESETS else _described(card, folder)
+        transformer = read_recipe(folder, card).transformer if card.kind == "embedding" else folder
+        transformer.weights()  # refuses what can't be loaded before anyone waits for torch
+        return Resolved(card, path)
 
 
 def wheel_path(preset: Preset) -> Path | None:
@@ -218,7 +222,8 @@ def _kind(folder: ModelFolder, config: Mapping[str, Any]) -> Kind:
 
 
 def _unknown(name: str) -> NotFound:
-    close = get_close_matches(name.lower(), PRESETS, n=2, cutoff=0.5)
+    begun = [known for known in PRESETS if known.startswith(name.lower())]
+    close = (begun or get_close_matches(name.lower(), PRESETS, cutoff=0.5))[:2]
     hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
     return NotFound(
         f"There is no model {name!r}.",

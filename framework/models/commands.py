@@ -49,14 +49,14 @@ def list_models(as_json: bool) -> None:
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
-    for title in ("name", "kind", "from", "tokens", "languages", "licence", "here", ""):
-        table.add_column(title, justify="right" if title == "tokens" else "left")
+    for title in ("name", "kind", "languages", "tokens", "licence", "here"):
+        table.add_column(title, justify="right" if title == "tokens" else "left", no_wrap=True)
     for row in rows:
-        here = {True: "yes", False: f"no, {row.get('size_mb', '?')} MB", None: ""}[row["at_hand"]]
-        languages, tokens = " ".join(row.get("languages", ())) or "many", f"{row['context_length'] or '?'}"
-        cells = (row["name"], row["kind"], row["origin"], tokens, languages, row.get("licence", ""), here, row["role"])
-        table.add_row(*cells)
-    Console(soft_wrap=True).print(table)
+        here = {True: "yes", False: f"no, {row.get('size_mb')} MB", None: "endpoint"}[row["at_hand"]]
+        languages, tokens = " ".join(row.get("languages", ())) or "many", str(row["context_length"] or "")
+        table.add_row(row["name"], row["kind"], languages, tokens, row.get("licence", ""), here)
+    Console().print(table)
+    click.echo(f"\nThe defaults: {config.chat} for chat, {config.embedder} as embedder.")
 
 
 @models.command()

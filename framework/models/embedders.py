@@ -68,11 +68,6 @@ class LocalEmbedder:
         self._recipe = recipe
         self._tokenizer = _tokenizer(recipe)
         self._device, self._encoder = _encoder(recipe)
-        if self._encoder.positions < recipe.max_tokens:
-            raise ModelUnavailable(
-                f"{folder.path} allows {recipe.max_tokens} tokens but has {self._encoder.positions} positions.",
-                hint="Lower max_seq_length in sentence_bert_config.json.",
-            )
         self._info = EmbedderInfo(
             id=_identity(recipe, cache),
             name=card.name,

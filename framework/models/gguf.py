@@ -131,7 +131,7 @@ def _config(source: Path, fields: Mapping[str, Any], names: set[str]) -> dict[st
         )
     try:
         hidden, heads = int(fields["llama.embedding_length"]), int(fields["llama.attention.head_count"])
-        config = {
+        config: dict[str, Any] = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "hidden_act": "silu",

@@ -22,6 +22,8 @@ POOLINGS: dict[str, Pooling] = {
 MODES: dict[str, Pooling] = {"cls": "cls", "mean": "mean", "lasttoken": "last"}
 # A tokenizer without a limit says so with a number of this size.
 NO_LIMIT = 10**6
+# Families whose first position follows that of the padding.
+PADDED_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,10 @@ def _max_tokens(transformer: ModelFolder, sentence: dict[str, Any]) -> int:
     """The smallest of the limits that the folder names."""
     config = transformer.config
     tokenizer = transformer.json("tokenizer_config.json") or {}
-    named = [sentence.get("max_seq_length"), tokenizer.get("model_max_length"), config.get("max_position_embeddings")]
+    positions = config.get("max_position_embeddings")
+    if isinstance(positions, int) and config.get("model_type") in PADDED_POSITIONS:
+        positions -= int(config.get("pad_token_id", 1)) + 1
+    named = [sentence.get("max_seq_length"), tokenizer.get("model_max_length"), positions]
     limits = [int(limit) for limit in named if isinstance(limit, int | float) and 0 < limit < NO_LIMIT]
     if not limits:
         raise ModelUnavailable(f"{transformer.path} names no longest input.", hint="Add max_position_embeddings.")
