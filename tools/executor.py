@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
+from itertools import islice
 from typing import Any, NoReturn
 
 from framework.documents import content_hash
@@ -126,7 +127,7 @@ def _problems(values: dict[str, Any], schema: Mapping[str, Any]) -> list[str]:
     from referencing import Registry
 
     validator = _validator()(schema, registry=Registry())
-    errors = sorted(validator.iter_errors(values), key=lambda error: error.json_path)[:3]
+    errors = list(islice(validator.iter_errors(values), 3))
     deepest = [best_match([error]) for error in errors]
     return [
         f"{error.json_path.removeprefix('$').lstrip('.') or 'arguments'}: {_short(error.message)}" for error in deepest

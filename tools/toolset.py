@@ -16,7 +16,7 @@ class Toolset:
     """Tools in the order given.
 
     Raises:
-        CallerError: two tools have one name, or something is not a tool.
+        CallerError: two tools have one name, or something is not a tool that can be called.
     """
 
     def __init__(self, tools: Iterable[Tool] = ()) -> None:
@@ -25,6 +25,10 @@ class Toolset:
             if not isinstance(item, Tool):
                 raise CallerError(f"{item!r} is not a tool.", hint="Decorate the function with @tool.", field="tools")
             name = check_name(item.spec.name)
+            if not (isinstance(item.timeout, int | float) and item.timeout > 0):
+                raise CallerError(
+                    f"The tool {name!r} has the timeout {item.timeout!r}; seconds above 0 are wanted.", field="tools"
+                )
             if name in self._tools:
                 raise CallerError(
                     f"Two tools are named {name!r}: {self._tools[name]!r} and {item!r}.",

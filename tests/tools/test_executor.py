@@ -87,6 +87,7 @@ async def test_an_unknown_tool_gets_close_names() -> None:
         ('{"a": true}', "a: True is not of type 'integer'"),
         ('{"a": 1, "c": 2}', "'c' was unexpected"),
         ("{}", "'a' is a required property"),
+        ("{" + ", ".join(f'"x{i}": 1' for i in range(20_000)) + "}", "'a' is a required property"),
         ('{"a": "' + "x" * 500_000 + '"}', "a: 'xxx"),
         ('{"a": "' + "x" * 1_000_001 + '"}', "1000000 are allowed"),
     ],

@@ -57,3 +57,11 @@ def test_a_prefix_that_makes_no_name_is_refused(prefix: str) -> None:
 def test_a_plain_function_is_refused_with_the_way_out() -> None:
     with pytest.raises(CallerError, match=r"not a tool.*@tool"):
         Toolset([print])  # type: ignore[list-item]  # the fault under test
+
+
+@pytest.mark.parametrize("timeout", [0, None, "30", float("nan")])
+def test_a_tool_that_could_never_be_timed_is_refused(timeout: object) -> None:
+    item = named("a")
+    item.timeout = timeout  # type: ignore[misc, assignment]  # the fault under test
+    with pytest.raises(CallerError, match=r"'a' has the timeout"):
+        Toolset([item])
