@@ -104,7 +104,9 @@ class Catalog:
 
         card = ModelCard(plain, "chat", "hub", plain, revision=revision or None)
         found = cached(plain, card.revision)
-        return _described(card, ModelFolder(found)) if found else card
+        if found:
+            return _described(card, ModelFolder(found))
+        return replace(card, extra={"note": "not fetched, so its kind and limits are not known"})
 
     def at_hand(self, card: ModelCard) -> bool:
         """Whether a model of `cards` can be used without a network."""

@@ -70,6 +70,8 @@ def show(name: str, as_json: bool) -> None:
     else:
         card = catalog.card(name)
         values = {**_row(card), "at_hand": catalog.at_hand(card)}
+        if "note" in card.extra:
+            del values["kind"], values["context_length"]
     _print(values, as_json)
 
 

@@ -70,3 +70,10 @@ def test_pull_converts_and_says_where(write_gguf: Callable[..., Path]) -> None:
     assert "converting" in result.stderr
     assert "100%" in result.stderr
     assert json.loads(run("pull", str(source), "--json").stdout)["path"] == str(folder)
+
+
+def test_a_hub_id_that_was_not_fetched_claims_nothing() -> None:
+    shown = json.loads(run("show", "owner/unknown", "--json").stdout)
+    assert shown["at_hand"] is False
+    assert "not fetched" in shown["note"]
+    assert "kind" not in shown
