@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from agents.citations import Shelf
+from agents.events import StopReason
 from agents.limits import Budget
+from agents.state import Run
 from framework.messages import ToolSpec
 from framework.models.base import ChatModel
 from tools import Executor
@@ -44,15 +46,22 @@ class Deps:
         return self.mode == "quote" and bool(self.shelves)
 
     @property
-    def offered(self) -> tuple[ToolSpec, ...]:
-        """The tools that the model may choose from; a quoting agent searches by itself."""
-        specs = self.executor.toolset.specs
-        return tuple(spec for spec in specs if not (self.quotes and spec.name in self.shelves))
+    def other_tools(self) -> tuple[ToolSpec, ...]:
+        """The tools that are no searches of knowledge."""
+        return tuple(spec for spec in self.executor.toolset.specs if spec.name not in self.shelves)
 
-    @property
-    def prompt(self) -> str:
-        """Which file of agents/prompts instructs the model."""
-        return "tools" if self.quotes else "write" if self.shelves else "plain"
+    def spent(self, run: Run, prompt_tokens: int) -> StopReason | None:
+        """The limit that leaves no room for another turn of the model."""
+        if run.steps >= self.budget.steps:
+            return "steps"
+        if self.budget.tokens - run.usage.total_tokens - prompt_tokens < 1:
+            return "tokens"
+        return "seconds" if self.time_left() <= 0 else None
+
+    def room(self, run: Run, prompt_tokens: int, model: ChatModel) -> int:
+        """The most tokens that the model may write, by budget and context."""
+        left = self.budget.tokens - run.usage.total_tokens
+        return max(1, min(left, model.context_length) - prompt_tokens)
 
     def time_left(self) -> float:
         return self.deadline - time.monotonic()

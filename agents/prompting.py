@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.resources import files
@@ -52,21 +52,26 @@ def search_query(question: str, turns: Sequence[Message]) -> tuple[str, str]:
     return query, f"The question was read as a continuation; searched for: {query}"
 
 
-def remembered(run: Run, text: str, searches: Sequence[str]) -> list[Message]:
+def remembered(run: Run, text: str, searches: Collection[str]) -> list[Message]:
     """A finished run as later turns see it: question, calls and answer, without searches.
 
     Passages would fill the context, and their numbers would be taken for those of the new question's.
     """
-    dropped = {call.id for message in run.messages for call in message.tool_calls if call.name in searches}
+    return [user(run.question), *without_searches(run.messages, searches), assistant(without_markers(text))]
+
+
+def without_searches(messages: Sequence[Message], searches: Collection[str]) -> list[Message]:
+    """The calls of other tools and their results."""
+    dropped = {call.id for message in messages for call in message.tool_calls if call.name in searches}
     kept = []
-    for message in run.messages:
+    for message in messages:
         calls = tuple(call for call in message.tool_calls if call.id not in dropped)
         if message.role == "tool" and message.tool_call_id in dropped:
             continue
         if message.role == "assistant" and not calls:
             continue
         kept.append(replace(message, tool_calls=calls))
-    return [user(run.question), *kept, assistant(without_markers(text))]
+    return kept
 
 
 def assemble_messages(
@@ -78,13 +83,13 @@ def assemble_messages(
     are never cut: if they do not fit, the model refuses them and gives both lengths.
     """
     present = [user(run.question), *run.messages]
-    fixed = sum(_size(message, model) for message in (head, *present))
+    fixed = sum(size_of(message, model) for message in (head, *present))
     fixed += sum(model.count_tokens(canonical_json(spec.to_openai())) for spec in tools)
     room = int(model.context_length * (1 - ANSWER_ROOM)) - fixed
     kept: list[Message] = []
     groups = _by_turn(turns)
     while groups:
-        size = sum(_size(message, model) for message in groups[-1])
+        size = sum(size_of(message, model) for message in groups[-1])
         if size > room:
             break
         room, fixed = room - size, fixed + size
@@ -102,7 +107,8 @@ def _by_turn(messages: Sequence[Message]) -> list[list[Message]]:
     return groups
 
 
-def _size(message: Message, model: ChatModel) -> int:
+def size_of(message: Message, model: ChatModel) -> int:
+    """Tokens that a message takes, its place in the chat template included."""
     calls = "".join(call.name + call.arguments for call in message.tool_calls)
     return model.count_tokens(message.content) + (model.count_tokens(calls) if calls else 0) + OVERHEAD
 

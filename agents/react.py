@@ -1,8 +1,11 @@
 """The ReAct loop as a graph: think, act, observe, until there is an answer.
 
     START ─▶ think ─▶ act (one task a call) ─▶ observe ─▶ think ... ─▶ answer
-    START ─▶ seek ─▶ act ─▶ observe ─▶ quote ─▶ answer           (a quoting agent searches first)
-                                         └─▶ think ...           (no passage answers, and it has other tools)
+
+A quoting agent searches by itself, and turns to other tools where no passage answers:
+
+    START ─▶ seek ─▶ act ─▶ observe ─▶ quote ─▶ answer
+                                         └─▶ choose ─▶ call ─▶ act ─▶ observe ─▶ answer
 
 After each step the state is stored, so that a run that was killed goes on with the step that it was in.
 """
@@ -18,7 +21,8 @@ from langgraph.runtime import Runtime
 from langgraph.types import Send
 
 from agents.deps import Deps
-from agents.nodes import act, answer, observe, quote, seek, think
+from agents.nodes import act, answer, observe, seek, think
+from agents.quoted import call, choose, quote
 from agents.state import Job, Run, State, dump, load
 
 Graph = CompiledStateGraph[State, Deps, Any, Any]
@@ -36,13 +40,16 @@ def react() -> Graph:
     graph.add_node("act", act, input_schema=Job)
     graph.add_node("observe", observe)
     graph.add_node("quote", quote)
+    graph.add_node("choose", choose)
+    graph.add_node("call", call)
     graph.add_node("answer", answer)
     graph.add_conditional_edges(START, first, ["seek", "think"])
-    graph.add_conditional_edges("seek", calls, ["act", "observe", "answer"])
-    graph.add_conditional_edges("think", calls, ["act", "observe", "answer"])
+    for asking in ("seek", "think", "call"):
+        graph.add_conditional_edges(asking, calls, ["act", "observe", "answer"])
     graph.add_edge("act", "observe")
-    graph.add_conditional_edges("observe", after_results, ["think", "quote", "answer"])
-    graph.add_conditional_edges("quote", think_or_answer, ["think", "answer"])
+    graph.add_conditional_edges("observe", after_results, ["think", "quote", "call", "answer"])
+    graph.add_conditional_edges("quote", choose_or_answer, ["choose", "answer"])
+    graph.add_conditional_edges("choose", call_or_answer, ["call", "answer"])
     graph.add_edge("answer", END)
     return graph.compile()
 
@@ -66,13 +73,20 @@ async def calls(state: State) -> list[Send] | str:
 
 
 async def after_results(state: State, runtime: Runtime[Deps]) -> str:
-    """Quote after the first search; otherwise the model thinks again, unless the run is over."""
+    """On with what asked for the results, unless the run is over."""
     run = load(Run, state["run"])
     if run.stop:
         return "answer"
-    return "quote" if runtime.context.quotes and run.steps == 0 else "think"
+    if not runtime.context.quotes:
+        return "think"
+    return "call" if run.chosen else "quote"
 
 
-async def think_or_answer(state: State) -> str:
-    """The model's other tools get their chance where no passage answers."""
-    return "answer" if load(Run, state["run"]).stop else "think"
+async def choose_or_answer(state: State) -> str:
+    """Other tools get their chance where no passage answers."""
+    return "answer" if load(Run, state["run"]).stop else "choose"
+
+
+async def call_or_answer(state: State) -> str:
+    """The chosen tool is called."""
+    return "answer" if load(Run, state["run"]).stop else "call"

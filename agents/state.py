@@ -62,6 +62,7 @@ class Run:
         text: what was streamed as answer so far.
         findings: results of tools other than searches: what a quoting agent answers with when no passage does.
         failure: what a search that failed said.
+        chosen: the tool that a quoting agent turned to when no passage answered.
         barred: the limit that refused a call; the model has one turn left, without tools.
         stop: set when the run is to end.
     """
@@ -80,6 +81,7 @@ class Run:
     citations: tuple[Citation, ...] = ()
     findings: tuple[str, ...] = ()
     failure: str = ""
+    chosen: str = ""
     barred: StopReason | None = None
     stop: StopReason | None = None
     notices: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from agents.citations import MarkerStream
 from agents.events import AnswerDelta, Event, ThoughtDelta
 from framework.messages import Completion, Delta, Message, ToolSpec, Usage, assemble
-from framework.models.base import ChatModel, GenerationParams
+from framework.models.base import AUTO, ChatModel, Constraint, GenerationParams, ToolChoice
 
 HOLD = 200
 Emit = Callable[[Event], None]
@@ -24,7 +24,14 @@ class Speech:
     stays a part of it, so that the pieces shown always add up to the answer. `markers` None lets all brackets be.
     """
 
-    def __init__(self, emit: Emit, markers: MarkerStream | None, *, calls_possible: bool, only_thought: bool) -> None:
+    def __init__(
+        self,
+        emit: Emit,
+        markers: MarkerStream | None = None,
+        *,
+        calls_possible: bool = False,
+        only_thought: bool = False,
+    ) -> None:
         self.shown = ""
         self._emit = emit
         self._markers = markers
@@ -76,6 +83,8 @@ async def take_turn(
     *,
     max_tokens: int,
     seconds: float,
+    tool_choice: ToolChoice = AUTO,
+    constraint: Constraint | None = None,
 ) -> Turn:
     """Stream the model's next message, for at most `seconds`.
 
@@ -83,7 +92,8 @@ async def take_turn(
         CallerError, ModelUnavailable: as the model raises them.
     """
     deltas: list[Delta] = []
-    stream = model.stream(prompt, tools=tools, params=GenerationParams(max_tokens=max_tokens))
+    params = GenerationParams(max_tokens=max_tokens)
+    stream = model.stream(prompt, tools=tools, tool_choice=tool_choice, constraint=constraint, params=params)
     clock = asyncio.timeout(None if seconds == math.inf else seconds)
     try:
         # The protocol asks for an iterator that can be closed, which AsyncIterator does not say.

@@ -15,6 +15,7 @@ from agents import Agent, AnswerDelta
 from agents.citations import Checker, MarkerStream, Shelf, best_sentence, cite, statements, without_markers
 from agents.finish import UNSUPPORTED
 from agents.state import Passage
+from framework.models.base import AUTO, REQUIRED
 from framework.testing.scripted import ScriptedChat, tool_call
 
 Scripted = Callable[..., tuple[Agent, ScriptedChat]]
@@ -42,6 +43,12 @@ async def test_a_written_answer_is_cited_with_the_sentence_that_supports_it(scri
     assert (citation.number, citation.quote, citation.title) == (1, "A refund needs the receipt.", "Refunds")
     assert notes.texts["refunds.md"][citation.start : citation.end] == citation.quote
     assert answer.supported
+
+
+async def test_an_agent_with_knowledge_has_to_search_before_it_writes(scripted: Scripted, notes: Any) -> None:
+    agent, model = scripted([SEARCH, "Five days [1]."], knowledge=[notes])
+    await agent.arun("How long?")
+    assert [request.tool_choice for request in model.requests] == [REQUIRED, AUTO]
 
 
 async def test_markers_of_no_passage_are_removed_and_noted(scripted: Scripted, notes: Any) -> None:

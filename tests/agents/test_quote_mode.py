@@ -11,7 +11,7 @@ from agents import Agent, AnswerDelta, Budget, ThoughtDelta, ToolCalled, ToolRet
 from agents.finish import DECLINED
 from agents.prompting import search_query
 from framework.messages import assistant, user
-from framework.models.base import Embedder
+from framework.models.base import Choice, Embedder, ToolChoice
 from framework.testing.scripted import ScriptedChat, tool_call
 from tools import tool
 
@@ -57,25 +57,41 @@ async def test_it_declines_where_nothing_is_found(quoting: Scripted) -> None:
     assert (await quoting()[0].arun("Xylophone?")).text == DECLINED
 
 
-async def test_its_other_tools_get_their_chance_where_no_passage_answers(quoting: Scripted) -> None:
-    agent, model = quoting([tool_call("scores", year=1954)], tools=[scores])
+async def test_where_no_passage_answers_the_model_chooses_another_tool_and_calls_it(quoting: Scripted) -> None:
+    agent, model = quoting(["scores", tool_call("scores", year=1954)], tools=[scores])
     answer = await agent.arun(UNKNOWN)
     assert answer.text == "According to the tool scores: Germany won in 1954."
-    assert (answer.stop, answer.supported, answer.tool_calls) == ("answered", False, 2)
-    assert [spec.name for spec in model.requests[0].tools] == ["scores"]
+    assert (answer.stop, answer.supported, answer.steps, answer.tool_calls) == ("answered", False, 2, 2)
+    choosing, calling = model.requests
+    assert choosing.constraint == Choice(("scores", "none"))
+    assert calling.tool_choice == ToolChoice.named("scores")
+    assert [spec.name for spec in calling.tools] == ["scores"]
+    assert [message.role for message in calling.messages] == ["system", "user"]
 
 
-async def test_what_the_model_writes_by_itself_is_no_answer(quoting: Scripted) -> None:
-    agent, _ = quoting(["I think it was Hungary."], tools=[scores])
+async def test_a_model_that_chooses_no_tool_declines(quoting: Scripted) -> None:
+    answer = await quoting(["none"], tools=[scores])[0].arun(UNKNOWN)
+    assert (answer.text, answer.stop) == (DECLINED, "declined")
+
+
+async def test_a_model_that_does_not_make_its_call_declines(quoting: Scripted) -> None:
+    agent, _ = quoting(["scores", "I think it was Hungary."], tools=[scores])
     events = [event async for event in agent.astream(UNKNOWN)]
     assert events[-1].answer.text == DECLINED
     assert [event.text for event in events if isinstance(event, ThoughtDelta)] == ["I think it was Hungary."]
 
 
 async def test_a_wrong_call_is_mended(quoting: Scripted) -> None:
-    turns = [tool_call("scores", year="many"), tool_call("scores", year=1954)]
-    answer = await quoting(turns, tools=[scores])[0].arun(UNKNOWN)
-    assert answer.text.endswith("Germany won in 1954.")
+    turns = ["scores", tool_call("scores", year="many"), tool_call("scores", year=1954)]
+    agent, model = quoting(turns, tools=[scores])
+    assert (await agent.arun(UNKNOWN)).text.endswith("Germany won in 1954.")
+    assert "schema" in model.requests[2].messages[-1].content
+
+
+async def test_the_same_wrong_call_again_ends_the_run(quoting: Scripted) -> None:
+    wrong = tool_call("scores", year="many")
+    answer = await quoting(["scores", *[wrong] * 9], tools=[scores])[0].arun(UNKNOWN)
+    assert (answer.stop, answer.steps) == ("repeated_call", 3)
 
 
 async def test_a_question_that_continues_the_one_before_is_searched_with_it(quoting: Scripted, notes: Any) -> None:
@@ -137,7 +153,7 @@ async def test_when_the_time_is_up_the_passages_are_told(quoting: Scripted, monk
     async def slow(*args: Any) -> Any:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(quoted, "quote", slow)
+    monkeypatch.setattr(quoted, "choose_sentences", slow)
     answer = await quoting(budget=Budget(seconds=1.0))[0].arun(QUESTION)
     assert answer.stop == "seconds"
     assert "Refunds are paid within five days. [1]" in answer.text
