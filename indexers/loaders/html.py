@@ -79,7 +79,7 @@ BLOCKS = frozenset(
     ]
 )
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
-MAX_DEPTH = 400
+MAX_DEPTH = 200
 MENU_ITEMS = 10  # a list of at least so many links and nothing else is no text to read
 LONGEST_CELL = 600  # characters; a longer cell is a page's layout
 SPACE = re.compile(r"[ \t\r\n\f\v\u00a0\u200b]+")

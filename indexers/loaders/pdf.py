@@ -26,6 +26,7 @@ HEAD_LINES = 2  # how many lines at the top and bottom of a page may be running 
 ROW_END = re.compile(r"(?:(?:^|\s)[$€£(]{0,2}\s?[\d.,]*\d%?\)?|\s[—–-]){2}$")  # two figures end a row of a table
 APART_IN_PARAGRAPH = 1.45  # lines this many times the usual distance apart belong to two paragraphs,
 APART_IN_SENTENCE = 2.5  # unless a sentence plainly goes on
+SHORTEST_FULL_LINE = 25  # characters; what is shorter is a heading or a label
 COLUMN_LINES, COLUMN_INDENT = 5, 40.0  # lines around, and points between their beginnings, that make a column
 FULL_LINE = 0.8  # a line this wide, as a share of the page's widest, goes on in the next
 
@@ -96,17 +97,19 @@ def _clean(raw: str) -> str:
 
 
 def _without_running_heads(pages: list[list[Line]]) -> list[list[Line]]:
-    """Drop what stands at the top or bottom of most pages, page numbers aside; what has no number stays once."""
+    """Drop what stands at the top or bottom of most pages, page numbers aside; what is the same on all stays once."""
     counts: Counter[str] = Counter()
+    exact: Counter[str] = Counter()
     for lines in pages:
         counts.update({_numberless(line.text) for line in (*lines[:HEAD_LINES], *lines[-HEAD_LINES:])})
+        exact.update({line.text for line in (*lines[:HEAD_LINES], *lines[-HEAD_LINES:])})
     running = {text for text, count in counts.items() if count >= 3 and count > len(pages) / 2}
 
     def kept(page: int, lines: list[Line]) -> list[Line]:
         edges = {*range(HEAD_LINES), *range(len(lines) - HEAD_LINES, len(lines))}
         drop = {i for i in edges if 0 <= i < len(lines) and _numberless(lines[i].text) in running}
         if page == 0:
-            drop = {i for i in drop if _numberless(lines[i].text) != lines[i].text}
+            drop = {i for i in drop if exact[lines[i].text] == 1}
         return [line for i, line in enumerate(lines) if i not in drop]
 
     return [kept(page, lines) for page, lines in enumerate(pages)]
@@ -167,7 +170,9 @@ def _goes_on(line: Line, following: Line, widest: float, near: bool) -> bool:
         return False
     if following.text[0].islower() or not near:
         return following.text[0].islower() and not SENTENCE_END.search(line.text)
-    full = line.right - line.left > FULL_LINE * (widest - min(line.left, following.left))
+    full = len(line.text) >= SHORTEST_FULL_LINE and line.right - line.left > FULL_LINE * (
+        widest - min(line.left, following.left)
+    )
     return full and not (SENTENCE_END.search(line.text) and line.right < 0.95 * widest)
 
 
