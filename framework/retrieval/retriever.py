@@ -127,7 +127,7 @@ class Retriever:
         _check_request(query, k, mode, mmr)
         space = self.store.space(self.tenant, self.collection)
         self._check_space(space, mode)
-        mode, notices = self._readable(query, mode)
+        mode, notices = self._readable(query, mode, space.language)
         vector = terms = None
         if mode != "lexical":
             notices += self._length_notice(query)
@@ -153,16 +153,22 @@ class Retriever:
                 field="collection",
             )
 
-    def _readable(self, query: str, mode: Mode) -> tuple[Mode, tuple[str, ...]]:
-        """The mode that the embedder's languages allow: a hybrid search goes on without vectors that mean nothing."""
+    def _readable(self, query: str, mode: Mode, language: str) -> tuple[Mode, tuple[str, ...]]:
+        """The mode that the embedder's languages allow: a hybrid search goes on without vectors that mean little."""
         info = self.embedder.info
-        script = unread_script(query, info.languages) if mode != "lexical" else None
-        if script is None:
+        if mode == "lexical" or not info.languages:
             return mode, ()
-        known = f"The embedder {info.name} knows {', '.join(info.languages)} and can't read {script} script"
+        script = unread_script(query, info.languages)
+        if script is not None:
+            problem = f"and can't read {script} script"
+        elif language and language not in info.languages:
+            problem = f"and the collection is in {language}"
+        else:
+            return mode, ()
+        known = f"The embedder {info.name} knows {', '.join(info.languages)} {problem}"
         if mode == "dense":
-            return mode, (f"{known}: these results mean little; lexical search would serve better.",)
-        return "lexical", (f"{known}, so only the lexical ranking was used.",)
+            return mode, (f"{known}: lexical search would serve better.",)
+        return "lexical", (f"{known}: only the lexical ranking was used.",)
 
     def _length_notice(self, query: str) -> tuple[str, ...]:
         limit = self.embedder.info.max_tokens

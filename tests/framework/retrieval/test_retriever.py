@@ -207,6 +207,18 @@ async def test_a_script_that_the_embedder_cannot_read_is_searched_by_words_alone
     assert "lexical search would serve better" in asked.notices[0]
 
 
+async def test_a_collection_in_a_language_the_embedder_lacks_is_searched_by_words_alone() -> None:
+    """Measured on German and Spanish questions: an English embedder's ranking pulls the fused one down."""
+    retriever = memory_retriever([PETS], HashEmbedder(languages=("en",)), language="de")
+    result = await retriever.search("dogs", k=1)
+    assert result.mode == "lexical"
+    assert result.notices == (
+        "The embedder hash knows en and the collection is in de: only the lexical ranking was used.",
+    )
+    multilingual = memory_retriever([PETS], HashEmbedder(languages=("en", "de")), language="de")
+    assert (await multilingual.search("dogs", k=1)).mode == "hybrid"
+
+
 async def test_a_query_longer_than_the_embedder_reads_says_what_was_cut() -> None:
     retriever = memory_retriever([PETS], HashEmbedder(max_tokens=10))
     result = await retriever.search("dogs " * 20, k=1)
