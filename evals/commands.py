@@ -147,8 +147,9 @@ def _account(run: Run) -> str:
     """One line: how many were run, reused and failed, and where the log is."""
     parts = [f"{run.task.name}: {run.samples} questions"]
     if run.reused:
-        when = run.earlier.get("started", "earlier")
-        parts.append(f"{run.reused} of them run {when} (--fresh runs them again)")
+        commit = (run.earlier.get("git") or {}).get("commit", "")[:10]
+        place = f" at commit {commit}" if commit else ""
+        parts.append(f"{run.reused} of them run {run.earlier['started']}{place} (--fresh runs them again)")
     if run.errors:
         treated = "scored 0" if run.task.run.errors == "zero" else "left out"
         parts.append(f"{run.errors} FAILED, {treated}; first {run.first_error}")
