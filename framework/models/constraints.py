@@ -143,7 +143,7 @@ def _check_grammar(text: str, field: str) -> None:
     problem = _llguidance().LLMatcher.validate_grammar(text)
     if problem:
         # Beyond its first lines the message quotes the grammar, which is not what the caller wrote.
-        lines = [line.strip() for line in problem.splitlines() if line.strip()][:3]
+        lines = [line.strip() for line in problem.splitlines() if line.strip()][:5]
         first = " ".join(lines).partition("failed to compile JSON schema: ")
         raise CallerError(
             f"It can't be enforced while decoding: {(first[2] or first[0])[:300]}",

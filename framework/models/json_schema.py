@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ KEY_LIMIT = 32  # keys of an object without declared properties
 NUMBER_LIMIT = 1e15
 NUMBER_STEP = 1e-9  # the finest step of a number, so that its decimals end
 MAX_DEPTH = 64
+MAX_OBJECTS = 5_000  # objects in a schema; looking one over takes up to half a millisecond
 MAX_NODES = 100_000  # JSON values in a schema; 50,000 enum values compile in 0.1 s, a million would not be a tool's
 MAX_REFERENCES = 200  # targets of references; a chain of 1,000 overflows the stack of the grammar's compiler
 MAX_SMALLEST = 20_000  # characters of the smallest answer that the schema allows
@@ -63,15 +64,27 @@ def bound(schema: Mapping[str, Any] | bool, field: str = "schema") -> Bounded:
 
 def _measure(schema: Any, field: str) -> None:
     """Refuse by size and depth first, without recursion, so that everything after it may recurse."""
-    nodes, left = 0, [(schema, 0)]
+    nodes, objects, left = 0, 0, [(schema, 0)]
+    targets: set[str] = set()
     while left:
         value, depth = left.pop()
         nodes += 1
-        if depth > MAX_DEPTH:
-            raise CallerError(f"The schema is nested more than {MAX_DEPTH} deep.", field=field)
-        if nodes > MAX_NODES:
-            raise CallerError(f"The schema has more than {MAX_NODES} values.", field=field)
-        children = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        children: Iterable[Any] = ()
+        if isinstance(value, Mapping):
+            objects += 1
+            children = value.values()
+            if isinstance(value.get("$ref"), str):
+                targets.add(value["$ref"])
+        elif isinstance(value, list | tuple):
+            children = value
+        for count, limit, what in (
+            (depth, MAX_DEPTH, "levels"),
+            (nodes, MAX_NODES, "values"),
+            (objects, MAX_OBJECTS, "objects"),
+            (len(targets), MAX_REFERENCES, "definitions that it refers to"),
+        ):
+            if count > limit:
+                raise CallerError(f"The schema has more than {limit} {what}.", hint="Make it smaller.", field=field)
         left.extend((child, depth + 1) for child in children)
 
 
@@ -185,8 +198,6 @@ class _Bounder:
             )
         self._target(pointer)
         name = self.names.setdefault((pointer, closed), f"r{len(self.names)}")
-        if len(self.names) > MAX_REFERENCES:
-            raise CallerError(f"The schema refers to more than {MAX_REFERENCES} definitions.", field=self.field)
         return f"#/$defs/{name}"
 
     def _target(self, pointer: str) -> Any:

@@ -132,19 +132,21 @@ class CallReader:
                 before, tag, after = self._held.partition(CALL)
                 if not tag:
                     keep = partial_suffix(before, (CALL,))
-                    content.append(before[: len(before) - keep])
+                    content.append(self._shown(before[: len(before) - keep]))
                     self._held = before[len(before) - keep :]
                     break
-                content.append(before)
+                content.append(self._shown(before))
                 self._held, self._inside = after, True
             call, rest = self._take_call(self._held)
             if call is None:
                 break
             calls.append(call)
             self._held, self._inside = rest, False
-        found = "".join(content)
-        # White space around calls belongs to the form, not to the answer.
-        return (found.strip() if self.count else found), calls
+        return "".join(content), calls
+
+    def _shown(self, text: str) -> str:
+        """White space between calls belongs to the form, not to the answer."""
+        return "" if self.count and text.isspace() else text
 
     def flush(self) -> str:
         """Content that was held back as a possible beginning of a call."""
