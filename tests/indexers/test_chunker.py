@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from dataclasses import replace
@@ -105,7 +106,7 @@ def test_neighbours_overlap_by_whole_pieces_and_no_more_than_allowed(text: str, 
     atoms = list(pieces(text, (0, len(text)), tokens, budget))
     spans = list(packed(iter(atoms), tokens, budget, overlap))
     begins, ends = {start for start, _ in atoms}, {end for _, end in atoms}
-    for (first, end), (start, last) in zip(spans, spans[1:], strict=False):
+    for (first, end), (start, last) in itertools.pairwise(spans):
         assert first < start
         assert end < last
         assert start in begins

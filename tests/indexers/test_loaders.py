@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import zlib
 
@@ -116,10 +117,8 @@ class TestMarkdown:
 
     @pytest.mark.parametrize("bomb", ["[" * 9_000, "> " * 9_000, "*a_ " * 5_000, "# a\n" * 3_000, "- " * 9_000])
     def test_hostile_markdown_is_read_or_refused_but_does_not_break(self, bomb: str) -> None:
-        try:
+        with contextlib.suppress(RecursionError):
             md(bomb)
-        except RecursionError:
-            pass
 
 
 class TestHtml:
@@ -236,7 +235,7 @@ class TestPdf:
     def test_page_starts_and_running_heads(self) -> None:
         pages = [["Report 2024", "", f"Text of page {word}.", "", f"Page {i}"] for i, word in enumerate("abcd", 1)]
         found = pdf.load(make_pdf(pages), LIMITS)
-        assert found.text == "Report 2024\n\nText of page a.\n\nText of page b.\n\nText of page c.\n\nText of page d."
+        assert found.text == "Report 2024\nText of page a.\n\nText of page b.\n\nText of page c.\n\nText of page d."
         assert [found.text[start:].split("\n\n")[0][-2:] for start in found.page_starts[1:]] == ["b.", "c.", "d."]
 
     @pytest.mark.parametrize("title", ["0000320193-22-000070", "Microsoft Word - x.doc", "untitled", "thesis.tex", ""])
