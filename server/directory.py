@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from agents import Agent, AgentConfig
 from framework.config import Settings
 from framework.errors import CallerError, NotFound
-from framework.models.base import ChatModel, Embedder
+from framework.messages import user
+from framework.models.base import ChatModel, Embedder, GenerationParams, complete
 from framework.models.catalog import Catalog
 from framework.models.config import ModelsConfig
 from server.agent_replies import AgentResponder
@@ -119,8 +120,15 @@ class Directory:
         return await self._once("embedding", name, lambda: load_embedder(name, self.models))
 
     async def warm(self) -> None:
-        """Load what is asked for by default, so that the first request does not wait for it."""
-        await self.chat()
+        """Load what is asked for by default, so that the first request does not wait for it.
+
+        A model here is asked for a token, since its weights come with its first request; one elsewhere is not asked.
+        """
+        from framework.models.local_chat import LocalChat
+
+        model = await self.chat()
+        if isinstance(model, LocalChat):
+            await complete(model, [user("Hello")], params=GenerationParams(max_tokens=1))
         await self.embedder(self.models.embedder)
 
     def close(self) -> None:

@@ -21,7 +21,6 @@ from server.config import ServerConfig
 from server.presence import refuse_second
 
 HEADER_LIMIT = 64 * 1024
-BACKLOG = 2048
 
 
 class Server(uvicorn.Server):
@@ -56,8 +55,9 @@ def listening_socket(host: str, port: int) -> socket.socket:
         OperatorError: the address can't be had.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        bound = socket.socket(family, kind, protocol)  # asyncio turns Nagle's algorithm off only where TCP is named
     except OSError as error:
         raise OperatorError(f"The address {host!r} can't be resolved: {error}.", field="server.host") from error
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

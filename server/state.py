@@ -36,7 +36,7 @@ class ServerState:
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     started: int = field(default_factory=lambda: int(time.time()))
     ready: asyncio.Event = field(default_factory=asyncio.Event)
-    failure: LecternError | None = None
+    failure: str | None = None
 
     async def warm(self) -> None:
         """Load the default models; the server answers meanwhile and `/ready` tells when they are there."""
@@ -44,8 +44,12 @@ class ServerState:
         try:
             await self.directory.warm()
         except LecternError as error:
-            self.failure = error
-            logger.error("the default models can't be loaded", extra={"fields": {"error": str(error)}})
+            self.failure = str(error)
+            logger.error("the default models can't be loaded", extra={"fields": {"error": self.failure}})
+            return
+        except Exception:  # the task's own boundary: nobody awaits it, and /ready must not wait for ever
+            self.failure = "the log has the details."
+            logger.exception("the default models can't be loaded")
             return
         self.ready.set()
         logger.info("ready", extra={"fields": {"seconds": round(time.perf_counter() - began, 2)}})
