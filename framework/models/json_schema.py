@@ -23,7 +23,7 @@ NUMBER_STEP = 1e-9  # the finest step of a number, so that its decimals end
 MAX_DEPTH = 64
 MAX_OBJECTS = 5_000  # objects in a schema; looking one over takes up to half a millisecond
 MAX_NODES = 100_000  # JSON values in a schema; 50,000 enum values compile in 0.1 s, a million would not be a tool's
-MAX_REFERENCES = 200  # targets of references; a chain of 1,000 overflows the stack of the grammar's compiler
+MAX_REFERENCES = 128  # targets of references; a chain of 1,000 overflows the stack of the grammar's compiler
 MAX_SMALLEST = 20_000  # characters of the smallest answer that the schema allows
 
 KEPT = {"type", "enum", "const", "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "multipleOf"}
@@ -52,7 +52,7 @@ def bound(schema: Mapping[str, Any] | bool, field: str = "schema") -> Bounded:
     """
     if not isinstance(schema, Mapping | bool):
         raise CallerError(f"A JSON schema is an object, got {type(schema).__name__}.", field=field)
-    _measure(schema, field)
+    measure(schema, field)
     _refuse_invalid(schema, field)
     writer = _Bounder(schema, field)
     root = writer.node(schema, "#", closed=True)
@@ -62,8 +62,12 @@ def bound(schema: Mapping[str, Any] | bool, field: str = "schema") -> Bounded:
     return Bounded({**result, "$defs": definitions} if definitions else result, size)
 
 
-def _measure(schema: Any, field: str) -> None:
-    """Refuse by size and depth first, without recursion, so that everything after it may recurse."""
+def measure(schema: Any, field: str) -> None:
+    """Refuse by size and depth, without recursion, so that everything after it may recurse.
+
+    Raises:
+        CallerError: a limit is exceeded.
+    """
     nodes, objects, left = 0, 0, [(schema, 0)]
     targets: set[str] = set()
     while left:

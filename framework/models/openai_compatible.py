@@ -133,9 +133,11 @@ class OpenAICompatible:
         for attempt in range(self.endpoint.max_retries + 1):
             last = attempt == self.endpoint.max_retries
             content = {**body, **_constrained(constraint, self._plain_schema)}
-            request = client.build_request("POST", self.url, json=content, headers=self._headers())
             try:
+                request = client.build_request("POST", self.url, json=content, headers=self._headers())
                 response = await client.send(request, stream=True)
+            except UnicodeEncodeError as error:
+                raise CallerError(f"The request has half a surrogate pair: {error}.", field="messages") from None
             except httpx.TimeoutException as error:
                 if isinstance(error, httpx.ConnectTimeout) and not last:
                     continue

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from framework.errors import CallerError
 from framework.messages import ROLES, Message, ToolSpec
 from framework.models.base import Constraint, ToolChoice
+from framework.models.json_schema import measure
 
 
 def check_request(
@@ -18,8 +19,8 @@ def check_request(
     """Refuse a request that no model could serve.
 
     Raises:
-        CallerError: no messages, an unknown role, a tool's reply that names no call, two tools of one name, a tool
-            choice without that tool, or a constraint beside tools; `field` names which.
+        CallerError: no messages, an unknown role, a tool's reply that names no call, two tools of one name, a tool with
+            an enormous schema, a tool choice without that tool, or a constraint beside tools; `field` names which.
     """
     if not messages:
         raise CallerError("messages must not be empty.", field="messages")
@@ -34,6 +35,8 @@ def check_request(
             raise CallerError(
                 "A tool's reply must name the call that it answers.", field=f"messages.{place}.tool_call_id"
             )
+    for place, tool in enumerate(tools):
+        measure(tool.parameters, f"tools.{place}.function.parameters")
     names = [tool.name for tool in tools]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:

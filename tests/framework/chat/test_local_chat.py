@@ -184,6 +184,18 @@ async def test_an_impossible_conversation_is_refused(tiny: LocalChat, messages: 
         await complete(tiny, messages)
 
 
+async def test_tools_with_bottomless_schemas_are_refused(tiny: LocalChat) -> None:
+    circle: dict[str, Any] = {"type": "object"}
+    circle["properties"] = {"again": circle}
+    deep: dict[str, Any] = {}
+    for _ in range(10_000):
+        deep = {"items": deep}
+    for parameters in (circle, deep):
+        with pytest.raises(CallerError, match="64 levels") as refused:
+            await complete(tiny, HELLO, tools=[CLOCK, ToolSpec("t", "", parameters)])
+        assert refused.value.field == "tools.1.function.parameters"
+
+
 async def test_half_a_surrogate_pair_is_refused_and_the_model_goes_on(tiny: LocalChat) -> None:
     with pytest.raises(CallerError, match="surrogate"):
         await complete(tiny, [user("\ud83d")])

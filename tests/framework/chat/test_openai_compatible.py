@@ -427,6 +427,8 @@ async def test_wrong_requests_never_leave_the_house() -> None:
                 await complete(server.model(), HELLO, **options)
         with pytest.raises(CallerError):
             await complete(server.model(), [])
+        with pytest.raises(CallerError, match="surrogate"):
+            await complete(server.model(), [user("\ud800")])
         assert server.connections == 0
 
 
