@@ -49,7 +49,8 @@ async def choose(state: State, runtime: Runtime[Deps]) -> Json:
     model = await deps.model()
     names = [spec.name for spec in deps.other_tools]
     menu = "\n".join(f"- {spec.name}: {spec.description.partition(chr(10))[0]}" for spec in deps.other_tools)
-    messages = [system(prompt("choose").substitute(tools=menu, none=NO_TOOL)), user(run.query or run.question)]
+    question = f"Question: {run.query or run.question}\nTool:"  # a small model answers the question without "Tool:"
+    messages = [system(prompt("choose").substitute(tools=menu, none=NO_TOOL).strip()), user(question)]
     size = sum(size_of(message, model) for message in messages)
     spent = deps.spent(run, size)
     if spent:
