@@ -17,7 +17,8 @@ def docs(tmp_path: Path) -> Path:
     (folder / "guide").mkdir(parents=True)
     (folder / "intro.md").write_text("# Welcome\n\nLectern indexes documents.\n\n## Next\n\nRead the guide.\n")
     (folder / "guide" / "refunds.md").write_text(
-        "---\ntitle: Refunds\nteam: billing\n---\n\n## Deadlines\n\nA refund takes ten days.\n\n## Limits\n\nAt most once.\n"
+        "---\ntitle: Refunds\nteam: billing\n---\n\n"
+        "## Deadlines\n\nA refund takes ten days.\n\n## Limits\n\nAt most once.\n"
     )
     (folder / "notes.txt").write_text("Opening hours are nine to five.\n\nClosed on Sunday.\n")
     return folder

@@ -114,7 +114,8 @@ def test_a_second_process_is_told_who_holds_the_store(tmp_path: Path, docs: Path
     lectern("index", "docs", "-c", "docs")
     script = (
         "import sys; from pathlib import Path; from framework.retrieval.qdrant import EdgeStore\n"
-        "store = EdgeStore(Path(sys.argv[1])); store.count('default', 'docs'); print('held', flush=True); sys.stdin.read()"
+        "store = EdgeStore(Path(sys.argv[1])); store.count('default', 'docs')\n"
+        "print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "home" / "store")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:

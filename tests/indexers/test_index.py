@@ -177,7 +177,7 @@ def test_a_root_that_moved_is_adopted(library: Library, docs: Path, tmp_path: Pa
 def test_the_same_id_from_another_folder_is_a_conflict(library: Library, docs: Path, tmp_path: Path) -> None:
     library.index([docs], "docs")
     shutil.copytree(docs, tmp_path / "copy" / "docs")
-    with pytest.raises(Conflict, match="was indexed from .*docs/guide/refunds.md.*would replace it"):
+    with pytest.raises(Conflict, match=r"was indexed from .*docs/guide/refunds\.md.*would replace it"):
         library.index([tmp_path / "copy" / "docs"], "docs")
     with pytest.raises(Conflict, match="would both be the document"):
         library.index([docs, tmp_path / "copy" / "docs"], "other")

@@ -49,7 +49,8 @@ class TestMarkdown:
     def test_markup_goes_and_structure_stays(self) -> None:
         found = md(
             "# The *title* {#top}\n\nA [link](http://x), `code` and **bold**\nover two lines.  \nA new line.\n\n"
-            "- one\n  - two\n\n3. three\n4. four\n\n> quoted\n\n```sh\nmake  all\n```\n\n| a | b |\n|--|--|\n| 1 | *2* |\n"
+            "- one\n  - two\n\n3. three\n4. four\n\n> quoted\n\n```sh\nmake  all\n```\n\n"
+            "| a | b |\n|--|--|\n| 1 | *2* |\n"
             "\n![a diagram](d.png)\n\n<!-- hidden -->\n\n<b>shown</b> H<br>I\n"
         )
         assert found.text == (
@@ -69,8 +70,10 @@ class TestMarkdown:
     @pytest.mark.parametrize(
         "front",
         [
-            "---\ntitle: Named\ntags: [a, b]\nweight: 3\ndraft: true\ndate: 2024-05-01\nsite:\n  lang: en\nnone:\n---\n",
-            '+++\ntitle = "Named"\ntags = ["a", "b"]\nweight = 3\ndraft = true\ndate = 2024-05-01\n[site]\nlang = "en"\n+++\n',
+            "---\ntitle: Named\ntags: [a, b]\nweight: 3\ndraft: true\n"
+            "date: 2024-05-01\nsite:\n  lang: en\nnone:\n---\n",
+            '+++\ntitle = "Named"\ntags = ["a", "b"]\nweight = 3\n'
+            'draft = true\ndate = 2024-05-01\n[site]\nlang = "en"\n+++\n',
         ],
         ids=["yaml", "toml"],
     )
@@ -99,8 +102,10 @@ class TestMarkdown:
 
     def test_shortcodes_go_and_say_what_a_reader_needs(self) -> None:
         found = md(
-            "---\ntitle: T\ndescription: What it does\n---\n{{% param description %}}\n\n{{< tabpane >}}\n{{% tab Go %}}\n\n"
-            '```go\n{{< kept >}}\n```\n\n{{% /tab %}}\n{{< /tabpane >}}\n\n{{< figure src="a.png"\n  title="A figure" >}}\n\n'
+            "---\ntitle: T\ndescription: What it does\n---\n{{% param description %}}\n\n"
+            "{{< tabpane >}}\n{{% tab Go %}}\n\n"
+            "```go\n{{< kept >}}\n```\n\n{{% /tab %}}\n{{< /tabpane >}}\n\n"
+            '{{< figure src="a.png"\n  title="A figure" >}}\n\n'
             "{{< comment >}}secret{{< /comment >}}\n"
         )
         assert found.text == "What it does\n\nGo:\n\n```go\n{{< kept >}}\n```\n\nA figure"
@@ -125,8 +130,10 @@ class TestHtml:
     def test_a_page_without_its_furniture(self) -> None:
         found = page(
             "<!doctype html><html lang=en><head><title> The\n page </title><meta name=description content='About.'>"
-            "<style>p{}</style></head><body><header>Logo</header><nav><a href=/>Home</a></nav><h1>Top<a href=#t>#</a></h1>"
-            "<script>alert(1)</script><p>First <b>bold</b> and <a href=x>a link</a>.<br>Next</p><div>Loose<div>Inner</div>"
+            "<style>p{}</style></head><body><header>Logo</header>"
+            "<nav><a href=/>Home</a></nav><h1>Top<a href=#t>#</a></h1>"
+            "<script>alert(1)</script><p>First <b>bold</b> and <a href=x>a link</a>.<br>Next</p>"
+            "<div>Loose<div>Inner</div>"
             "</div><ul><li>one<ul><li>two</li></ul></li></ul><ol start=4><li>four</li></ol><pre>a  b\n c</pre>"
             "<p hidden>no</p><!-- no --><footer>Imprint</footer></body></html>"
         )
@@ -137,8 +144,10 @@ class TestHtml:
         assert dict(found.metadata) == {"description": "About.", "language": "en"}
 
     def test_tables_keep_their_rows(self) -> None:
-        table = "<table><caption>Prices</caption><tr><th>a</th><th></th><th>b</th></tr><tr><td>1<br>2</td><td></td><td>3</td></tr></table>"
-        assert page(table).text == "Prices\na | b\n1 2 | 3"
+        head = "<caption>Prices</caption><tr><th>a</th><th></th><th>b</th></tr>"
+        assert (
+            page(f"<table>{head}<tr><td>1<br>2</td><td></td><td>3</td></tr></table>").text == "Prices\na | b\n1 2 | 3"
+        )
 
     def test_a_table_that_lays_out_a_page_is_walked(self) -> None:
         assert page("<table><tr><td><h1>A</h1><p>Text.</p></td><td>Side</td></tr></table>").text == "A\n\nText.\n\nSide"
@@ -174,12 +183,8 @@ class TestHtml:
         assert len(page(f"{bomb}]><p>&j;</p>").text) < 10_000
 
     def test_deep_nesting_ends(self) -> None:
-        try:
-            found = page("<div>" * 50_000 + "deep")
-        except Unreadable as error:
-            assert "deeper" in str(error)
-        else:
-            assert found.text in ("deep", "")
+        with pytest.raises(Unreadable, match="nest deeper than"):
+            page("<div>" * 50_000 + "deep")
 
 
 class TestText:
