@@ -125,11 +125,16 @@ class LocalChat:
             except RuntimeError:  # the loop was closed: nobody is waiting any more
                 cancelled.set()
 
-        future = self._worker.submit(self._answer, request, hand_over, cancelled)
+        try:
+            future = self._worker.submit(self._answer, request, hand_over, cancelled)
+        except RuntimeError:
+            raise ModelUnavailable(f"{self.name} was closed.", hint="Load it again.") from None
         future.add_done_callback(lambda _: hand_over(None))
         try:
             while (delta := await arrived.get()) is not None:
                 yield delta
+            if future.cancelled():
+                raise ModelUnavailable(f"{self.name} was closed before it answered.", hint="Load it again.")
             future.result()
         finally:
             cancelled.set()

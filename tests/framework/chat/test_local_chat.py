@@ -265,6 +265,20 @@ async def test_a_request_cancelled_while_it_waits_never_runs(tiny: LocalChat) ->
     assert after.result(timeout=1) == "free"
 
 
+async def test_a_closed_model_says_so_to_those_who_wait_and_those_who_come(tiny_folder: Path) -> None:
+    model, release = LocalChat(tiny_folder, "brief"), threading.Event()
+    model._worker.submit(release.wait, 5)
+    waiting = asyncio.create_task(complete(model, HELLO))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(asyncio.to_thread(model.close))
+    with pytest.raises(ModelUnavailable, match="closed before"):
+        await waiting
+    release.set()
+    await closing
+    with pytest.raises(ModelUnavailable, match="was closed"):
+        await complete(model, HELLO)
+
+
 async def test_a_reader_that_stalls_holds_nobody_up(tiny: LocalChat) -> None:
     stalled = tiny.stream(HELLO, params=GenerationParams(max_tokens=60, temperature=1.0, seed=2))
     await anext(stalled)
