@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -53,29 +54,23 @@ def create_app(
     settings = settings or Settings.load()
     config = config or settings.section("server", ServerConfig)
     gate = Gate(config.max_concurrent, config.max_waiting)
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as stack:
-            opened = library or await _opened(settings, stack)
-            directory = Directory(settings, config, opened, dict(agents or {}), chat)
-            state = app.state.server = ServerState(config, opened, directory)
-            if url is not None:
-                stack.enter_context(announced(settings.home, url, state.token))
-            warming = asyncio.ensure_future(state.warm())
-            yield
-            warming.cancel()
-            await asyncio.wait((warming,))
-            await gate.emptied(CLOSE_SECONDS)
-            await asyncio.to_thread(directory.close)
-
+    life = partial(
+        _lifespan,
+        settings=settings,
+        config=config,
+        library=library,
+        agents=agents or {},
+        chat=chat,
+        gate=gate,
+        url=url,
+    )
     app = FastAPI(
         title="Lectern",
         version=version("lectern"),
         summary="Chat completions with models and citing agents, and embeddings, in OpenAI's API.",
         docs_url=None,
         redoc_url=None,
-        lifespan=lifespan,
+        lifespan=life,
         middleware=[
             Middleware(Log),
             Middleware(HostGuard, names=None if config.allow_remote else [config.host, *config.allowed_hosts]),
@@ -88,6 +83,33 @@ def create_app(
         app.include_router(routes.router)
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend the description
     return app
+
+
+@asynccontextmanager
+async def _lifespan(
+    app: FastAPI,
+    *,
+    settings: Settings,
+    config: ServerConfig,
+    library: Library | None,
+    agents: Mapping[str, Agent],
+    chat: ChatModel | None,
+    gate: Gate,
+    url: str | None,
+) -> AsyncIterator[None]:
+    """Open what requests use and announce the server; close it all when the last request is gone."""
+    async with AsyncExitStack() as stack:
+        opened = library or await _opened(settings, stack)
+        directory = Directory(settings, config, opened, agents, chat)
+        state = app.state.server = ServerState(config, opened, directory)
+        if url is not None:
+            stack.enter_context(announced(settings.home, url, state.token))
+        warming = asyncio.ensure_future(state.warm())
+        yield
+        warming.cancel()
+        await asyncio.wait((warming,))
+        await gate.emptied(CLOSE_SECONDS)
+        await asyncio.to_thread(state.close)
 
 
 async def _opened(settings: Settings, stack: AsyncExitStack) -> Library:

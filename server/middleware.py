@@ -52,7 +52,7 @@ class Log:
         line = {
             "request_id": name,
             "method": scope["method"],
-            "path": scope["path"],
+            "path": scope["path"][:200],
             "status": status,
             "outcome": outcome,
             "bytes": sent,

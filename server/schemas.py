@@ -1,7 +1,7 @@
 """Requests and responses of the HTTP API: OpenAI's shapes, strict at the edge.
 
 A key that is not listed here is refused by name, since dropping it in silence would answer another question than the
-one that was asked.
+one that was asked. One module, though a long one: the whole wire format is read in one place.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ from server.directory import Directory
 if TYPE_CHECKING:
     from indexers.library import Library
 
+WORKERS = 16
 logger = logging.getLogger("lectern.server")
 
 
@@ -28,6 +30,7 @@ class ServerState:
     Attributes:
         token: secret of this process, which the machine's own commands read from `server.json`.
         started: Unix time.
+        workers: threads for the internal operations, which may take long, so that they hold up no request's own.
     """
 
     config: ServerConfig
@@ -35,6 +38,7 @@ class ServerState:
     directory: Directory
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
     started: int = field(default_factory=lambda: int(time.time()))
+    workers: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(WORKERS, "lectern-internal"))
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     failure: str | None = None
 
@@ -53,6 +57,11 @@ class ServerState:
             return
         self.ready.set()
         logger.info("ready", extra={"fields": {"seconds": round(time.perf_counter() - began, 2)}})
+
+    def close(self) -> None:
+        """End what was started here: operations at their next report, models with their next token."""
+        self.workers.shutdown()
+        self.directory.close()
 
     def check_ready(self) -> None:
         """Raises: OperatorError: the default models are not loaded."""

@@ -49,6 +49,7 @@ class Work:
     """One operation in a thread, and the latest that it reported: progress that nobody read yet is replaced."""
 
     def __init__(self, state: ServerState, operation: str, arguments: dict[str, Any]) -> None:
+        self._workers = state.workers
         self._call = partial(run_operation, state.library, operation, arguments, self._report)
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
@@ -57,7 +58,7 @@ class Work:
 
     async def lines(self) -> AsyncGenerator[bytes]:
         """Progress as it comes, then the outcome. Left early, it stops the work and waits for its end."""
-        done = asyncio.ensure_future(asyncio.to_thread(self._call))
+        done = self._loop.run_in_executor(self._workers, self._call)
         done.add_done_callback(lambda _: self._news.set())
         try:
             while not done.done():

@@ -16,6 +16,8 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
+from agents import Agent
+from framework.config import Settings
 from framework.errors import TooLarge
 from framework.messages import Delta
 from framework.testing.scripted import ScriptedChat
@@ -107,6 +109,15 @@ def test_a_thousand_clients_that_leave_leave_nothing_behind(serving: Any, before
         leave(running, model, stream=number % 2 == 0)
     assert tasks_at_rest(running, model, baseline) <= baseline
     assert running.app.state.gate.inside == 0
+
+
+def test_an_agents_work_ends_with_its_client(serving: Any, settings: Settings) -> None:
+    model = Waiting(("One", " two"))
+    agent = Agent("waiting", model=model, settings=settings)
+    running = serving(chat=ScriptedChat([]), agents={"waiting": agent})
+    for stream in (True, False):
+        leave(running, model, stream)
+    assert tasks_at_rest(running, model) < 10
 
 
 def test_a_client_that_leaves_while_it_waits_for_its_turn_is_forgotten(serving: Any) -> None:
