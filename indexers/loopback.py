@@ -175,7 +175,9 @@ class LoopbackLibrary:
     def _post(self, operation: str, body: bytes) -> Iterator[dict[str, Any]]:
         place = urlsplit(self.address.url)
         headers = {"Authorization": f"Bearer {self.address.token}", "Content-Type": "application/json"}
-        with closing(http.client.HTTPConnection(place.hostname or "127.0.0.1", place.port)) as connection:
+        with closing(http.client.HTTPConnection(place.hostname or "127.0.0.1", place.port, timeout=10)) as connection:
+            connection.connect()
+            connection.sock.settimeout(None)  # the server is there; an operation may take as long as it takes
             connection.request("POST", f"/internal/{operation}", body, headers)
             response = connection.getresponse()
             if response.status != 200:

@@ -28,6 +28,7 @@ APART_IN_PARAGRAPH = 1.45  # lines this many times the usual distance apart belo
 APART_IN_SENTENCE = 2.5  # unless a sentence plainly goes on
 SHORTEST_FULL_LINE = 25  # characters; what is shorter is a heading or a label
 COLUMN_LINES, COLUMN_INDENT = 5, 40.0  # lines around, and points between their beginnings, that make a column
+HALF_LINE = 0.5  # what is narrower is a heading, also before a name like iPhone
 FULL_LINE = 0.8  # a line this wide, as a share of the page's widest, goes on in the next
 
 
@@ -62,7 +63,7 @@ def load(data: bytes, limits: Limits) -> Extracted:
         pages = _without_running_heads([_lines(pdf, number) for number in range(len(pdf))])
         text, starts = _joined(pages)
         if not text:
-            raise Unreadable(f"Its {len(pdf)} pages have no text: perhaps they are scanned images.")
+            raise Unreadable(f"It has no text on any of {len(pdf)} pages: perhaps they are scanned images.")
         title, metadata = _described(pdf)
         sections = _sections(list(pdf.get_toc(max_depth=6)), text, starts)
         return Extracted(text, "application/pdf", title, metadata, sections, starts)
@@ -168,11 +169,10 @@ def _goes_on(line: Line, following: Line, widest: float, near: bool) -> bool:
     """Whether two lines belong to one running sentence rather than to a table, a list or a heading."""
     if ITEM.match(following.text) or ROW_END.search(line.text) or ROW_END.search(following.text) or not widest:
         return False
+    share = (line.right - line.left) / max(widest - min(line.left, following.left), 1.0)
     if following.text[0].islower() or not near:
-        return following.text[0].islower() and not SENTENCE_END.search(line.text)
-    full = len(line.text) >= SHORTEST_FULL_LINE and line.right - line.left > FULL_LINE * (
-        widest - min(line.left, following.left)
-    )
+        return following.text[0].islower() and share > HALF_LINE and not SENTENCE_END.search(line.text)
+    full = len(line.text) >= SHORTEST_FULL_LINE and share > FULL_LINE
     return full and not (SENTENCE_END.search(line.text) and line.right < 0.95 * widest)
 
 

@@ -422,3 +422,27 @@ def test_point_ids_are_those_of_the_documents_chunks(library: Library, docs: Pat
     for item in library.documents("docs"):
         for id, chunk in library.manifest.chunks(collection, item.document_id):
             assert id == point_id("default", "docs", chunk)
+
+
+def test_what_lies_in_a_folder_that_can_not_be_read_stays(
+    library: Library, docs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library.index([docs], "docs")
+    listed = os.scandir
+
+    def refusing(path: Path) -> object:
+        if Path(path) == docs / "guide":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    report = library.index([docs], "docs")
+    assert [(item.document_id, item.reason) for item in report.quarantined] == [
+        ("docs/guide", "The folder can't be read: Permission denied.")
+    ]
+    assert report.deleted == ()
+    assert library.status("docs").documents == 3
+    monkeypatch.undo()
+    report = library.index([docs], "docs")
+    assert (report.ok, report.deleted, report.unchanged) == (True, (), 3)
+    assert library.status("docs").quarantined == ()

@@ -219,6 +219,11 @@ class TestText:
 
 
 class TestPdf:
+    def test_a_short_line_is_a_heading_even_before_a_name_in_lower_case(self) -> None:
+        long = "iPhone net sales fell in this quarter when compared with the one of the year before"
+        found = pdf.load(make_pdf([["iPhone", long, "and rose in the next."]]), LIMITS)
+        assert found.text == f"iPhone\n{long} and rose in the next."
+
     def test_lines_become_paragraphs_and_tables_keep_theirs(self) -> None:
         long = "A sentence that is long enough to fill the width of the page, or nearly so, goes on and on"
         lines = [
@@ -248,7 +253,7 @@ class TestPdf:
         assert pdf.load(make_pdf([["Text."]], title), LIMITS).title == ""
 
     def test_pages_without_text_are_told(self) -> None:
-        with pytest.raises(Unreadable, match="no text: perhaps they are scanned"):
+        with pytest.raises(Unreadable, match="no text on any of 2 pages: perhaps they are scanned"):
             pdf.load(make_pdf([[], []]), LIMITS)
 
     def test_too_many_pages_are_refused(self) -> None:
