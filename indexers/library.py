@@ -21,7 +21,7 @@ from framework.retrieval.store import Corpus, Space, VectorStore
 from indexers.config import IndexConfig
 from indexers.manifest import Manifest
 from indexers.meter import Meter
-from indexers.planner import Plan, plan
+from indexers.planner import Plan, plan, plan_documents
 from indexers.points import settle
 from indexers.report import CollectionStatus, DocumentInfo, IndexReport, OnProgress, Quarantined, VerifyReport
 from indexers.rows import Collection, FileFacts, Known
@@ -187,7 +187,7 @@ class Library:
 
         given = list(documents)
         with self._run(collection), self._writing(collection, rebuild) as (pipeline, known):
-            work = _plan_documents(given, known)
+            work = plan_documents(given, known)
             unchanged = work.unchanged
             sources = [Source(d.id, FileFacts(), d) for d in given if d.id not in unchanged]
             return self._carry_out(pipeline, work, sources, known, progress)
@@ -396,29 +396,3 @@ class Library:
         from indexers.pipeline import Pipeline
 
         return Pipeline(self.manifest, self.store, self.embedder, self.config, collection)
-
-
-def _plan_documents(documents: Sequence[Document], known: Mapping[str, Known]) -> Plan:
-    """Which of the given documents are live already, and what waits in the manifest.
-
-    Raises:
-        CallerError: two documents of one id, or one without.
-        Conflict: the id is a file's.
-    """
-    ids: set[str] = set()
-    for document in documents:
-        if not document.id or document.id in ids:
-            raise CallerError(f"Two documents have the id {document.id!r}, or it is empty.", field="documents")
-        ids.add(document.id)
-        old = known.get(document.id)
-        if old and old.file.path:
-            raise Conflict(
-                f"The document {document.id!r} is the file {old.file.path}.", hint="Give this one another id."
-            )
-    same = {
-        d.id: known[d.id].file
-        for d in documents
-        if d.id in known and known[d.id].live and not known[d.id].reason and known[d.id].version == d.version
-    }
-    waiting = [id for id, old in known.items() if old.version and not old.live and id not in ids]
-    return Plan(unchanged=same, stored=tuple(waiting))

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
-from framework.errors import Conflict, NotFound
+from framework.documents import Document
+from framework.errors import CallerError, Conflict, NotFound
 from indexers.loaders.formats import is_supported
 from indexers.rows import FileFacts, Known
 
@@ -73,6 +74,32 @@ def plan(paths: Sequence[Path], known: Mapping[str, Known]) -> Plan:
         _refuse_foreign(item, known.get(item.document_id))
     gone = [old for id, old in known.items() if id not in found and _is_gone(old, given, roots, scan.unread)]
     return _compare(found, known, gone, dict(scan.skipped))
+
+
+def plan_documents(documents: Sequence[Document], known: Mapping[str, Known]) -> Plan:
+    """Which of the given documents are live already, and what waits in the manifest.
+
+    Raises:
+        CallerError: two documents of one id, or one without.
+        Conflict: the id is a file's.
+    """
+    ids: set[str] = set()
+    for document in documents:
+        if not document.id or document.id in ids:
+            raise CallerError(f"Two documents have the id {document.id!r}, or it is empty.", field="documents")
+        ids.add(document.id)
+        old = known.get(document.id)
+        if old and old.file.path:
+            raise Conflict(
+                f"The document {document.id!r} is the file {old.file.path}.", hint="Give this one another id."
+            )
+    same = {
+        d.id: known[d.id].file
+        for d in documents
+        if d.id in known and known[d.id].live and not known[d.id].reason and known[d.id].version == d.version
+    }
+    waiting = [id for id, old in known.items() if old.version and not old.live and id not in ids]
+    return Plan(unchanged=same, stored=tuple(waiting))
 
 
 class Scan:
