@@ -98,8 +98,8 @@ def point_id(tenant: str, collection: str, chunk: Chunk) -> str:
 class Hit:
     """A chunk that a search found, checked against the live version of its document.
 
-    `scores` holds each stage's own score under its name (dense: cosine; lexical: BM25; dbsf or rrf; rerank; mmr). `score` is
-    the last stage's, the one that the hits are ordered by.
+    `scores` holds each stage's own score under its name (dense: cosine; lexical: BM25; dbsf or rrf; rerank; mmr).
+    `score` is the last stage's, the one that the hits are ordered by.
     """
 
     id: str
