@@ -16,41 +16,11 @@ from framework.documents import Hit
 from framework.models.base import Embedder, Vectors
 from framework.retrieval.bm25 import Analyzer, inverse_document_frequency
 
-FEATURES = (
-    "cosine",
-    "cosine_in_context",
-    "overlap",
-    "overlap_nearby",
-    "overlap_heading",
-    "rank",
-    "expected_type",
-    "new_terms",
-    "finished",
-    "asks",
-)
+FEATURES = ("cosine", "overlap", "overlap_nearby", "overlap_heading", "rank", "new_terms", "finished", "asks")
 # Words of English questions that no answer has to repeat.
 _ASKING = """what which who whom whose when where why how is are was were be been do does did done has have had can
 could will would shall should may might must the a an of in on at by for from to with and or as it its this that there i
 you we he she they my your our their many much about into than then if not name called kind type"""
-_NUMBER = re.compile(
-    r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|hundred|thousand|million|billion)\b", re.I
-)
-_DATE = re.compile(
-    r"\b[12]\d{3}\b|\b(?:January|February|March|April|May|June|July|August|September|October|November|December)\b"
-    r"|\bcentury\b|\b(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day\b"
-)
-_NAME = re.compile(r"(?<!^)(?<![.!?]\s)\b[A-Z][\w'’-]+")
-_REASON = re.compile(r"\b(?:because|since|so that|in order to|due to|to \w+|reason|cause[sd]?|therefore)\b", re.I)
-# What kind of answer the question's words ask for, and what a sentence that holds one looks like.
-_CUES = (
-    (
-        re.compile(r"\b(?:how (?:many|much|old|long|far|tall|high|large|big|often)|percent\w*|number of)\b", re.I),
-        _NUMBER,
-    ),
-    (re.compile(r"\b(?:when|what (?:year|date|day|month|century|decade)|which (?:year|century))\b", re.I), _DATE),
-    (re.compile(r"\b(?:who|whom|whose|where|which (?:city|country|person|company))\b", re.I), _NAME),
-    (re.compile(r"\bwhy\b", re.I), _REASON),
-)
 _FINISHED = re.compile(r"[.!?。！？।॥؟۔:;][\"'”’»)\]」』）]*$")
 
 
@@ -94,29 +64,32 @@ def _of_hit(rank: int, hit: Hit) -> Iterator[Candidate]:
 
 
 def features(question: str, found: Sequence[Candidate], embedder: Embedder, analyzer: Analyzer) -> NDArray[np.float64]:
-    """Array of shape (len(found), len(FEATURES)), each column roughly within 0 to 1."""
-    vector = embedder.embed_query(question)
-    alone = _embed(embedder, [c.text for c in found]) @ vector
-    within = _embed(embedder, [c.in_context for c in found]) @ vector
+    """What speaks for each sentence: array of shape (len(found), len(FEATURES)), each column within 0 to 1 or nearly.
+
+    - cosine: of question and sentence, the sentence under its title and headings as the embedder saw its chunk
+    - overlap, overlap_nearby, overlap_heading: share of the question's IDF weight that the sentence holds; that it and
+      its neighbours hold; that it and its headings hold
+    - rank: 1 / rank of its passage
+    - new_terms: terms that the question does not have, up to 20, as a share of 20
+    - finished: ends like a sentence; asks: ends like a question
+    """
+    cosine = _embed(embedder, [c.in_context for c in found]) @ embedder.embed_query(question)
 
     def terms(*texts: str) -> set[int]:
         return set(analyzer.query(" ".join(texts)).indices)
 
     asked = terms(question) - terms(_ASKING)
     bags = [terms(c.text) for c in found]
-    weights = _weights(asked, bags)
     near = [terms(c.before, c.after) for c in found]
     above = [terms(c.hit.title, *c.hit.chunk.heading_path) for c in found]
-    cue = next((answer for words, answer in _CUES if words.search(question)), None)
+    weights = _weights(asked, bags)
     rows = [
         (
-            float(alone[i]),
-            float(within[i]),
+            float(cosine[i]),
             _held(weights, bags[i]),
             _held(weights, bags[i] | near[i]),
             _held(weights, bags[i] | above[i]),
             1 / (1 + c.rank),
-            float(cue is not None and cue.search(c.text) is not None),
             min(len(bags[i] - asked), 20) / 20,
             float(_FINISHED.search(c.text) is not None),
             float(c.text.rstrip().endswith(("?", "？", "؟"))),

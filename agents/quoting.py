@@ -17,22 +17,25 @@ from numpy.typing import NDArray
 
 from agents.evidence import FEATURES, Candidate, candidates, features
 from framework.documents import Hit
+from framework.errors import CallerError
 from framework.messages import user
 from framework.models.base import ChatModel, Choice, Embedder, GenerationParams, complete
 from framework.retrieval.bm25 import Analyzer
 
 # How much each feature speaks for a sentence, against the other sentences of the same question.
 ORDER: Mapping[str, float] = {
-    "cosine": 4.0,
-    "cosine_in_context": 4.0,
-    "overlap": 2.0,
-    "rank": 0.5,
+    "cosine": 5.34,
+    "overlap": 3.18,
+    "overlap_nearby": 0.94,
+    "overlap_heading": 2.58,
+    "rank": 1.27,
+    "new_terms": 2.13,
+    "finished": 0.76,
+    "asks": -1.23,
 }
-# How much each feature of the best sentence, and its lead over the fourth, speaks for its being an answer at all.
-ANSWER: Mapping[str, float] = {"bias": -4.0, "cosine": 5.0, "overlap_nearby": 2.0}
-# Weight of the chat model's log-probability for a sentence, beside ORDER, where a model is given.
-CHOICE = 0.0
-NONE = "0"
+# How much these of the best sentence, and its lead over the fourth, speak for its being an answer at all.
+ANSWER: Mapping[str, float] = {"bias": -4.0, "cosine": 5.0, "overlap": 1.0, "overlap_heading": 2.0, "lead": 0.5}
+MOST_CHOICES = 9  # one digit each
 _PROMPT = """Sentences:
 {sentences}
 0. None of these.
@@ -50,16 +53,26 @@ class QuotingConfig:
         sentences: most sentences to quote.
         within: a further sentence is quoted if its score lies at most this far below the best one's.
         threshold: least confidence to answer with; below it the question is declined.
-        shortlist: sentences that the chat model chooses among, where there is one; 9 at most.
+        choice: weight, beside `ORDER`, of the log-probability that the chat model chooses a sentence. At 0 it is not
+            asked: SmolLM2-135M takes the first sentence whatever it says, so its choice adds nothing (bench/LOG.md).
+        shortlist: sentences that the chat model chooses among, where it is asked; 9 at most.
         language: of the documents, for stemming (ISO 639-1).
+
+    Raises:
+        CallerError: a shortlist that one digit can't number.
     """
 
     hits: int = 6
     sentences: int = 3
     within: float = 1.0
     threshold: float = 0.5
+    choice: float = 0.0
     shortlist: int = 6
     language: str = "en"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shortlist <= MOST_CHOICES:
+            raise CallerError(f"shortlist must be 1 to {MOST_CHOICES}, got {self.shortlist}.", field="shortlist")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +117,7 @@ async def quote(
 
     Args:
         hits: passages, best first.
-        model: chooses among a shortlist too; None: features alone decide.
+        model: chooses among a shortlist, where `config.choice` gives its choice a weight.
     """
     found = candidates(hits[: config.hits])
     if not found:
@@ -113,7 +126,7 @@ async def quote(
     scores = rows @ table(ORDER)
     order = list(np.argsort(-scores, kind="stable"))
     confidence = answer_probability(rows[order[0]], lead(scores))
-    if model is not None and CHOICE:
+    if model is not None and config.choice:
         scores, order = await _with_choice(question, found, scores, order, model, config)
     picked = [i for i in order[: config.sentences] if scores[i] >= scores[order[0]] - config.within]
     return Quotation(
@@ -152,7 +165,7 @@ async def _with_choice(
     shortlist = list(order[: config.shortlist])
     chosen = await choice(question, [found[i].text for i in shortlist], model)
     scores = scores.copy()
-    scores[shortlist] += CHOICE * chosen
+    scores[shortlist] += config.choice * chosen
     return scores, [*sorted(shortlist, key=lambda i: -scores[i]), *order[config.shortlist :]]
 
 

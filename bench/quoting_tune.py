@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from agents.evidence import FEATURES, Candidate, candidates, features
-from agents.quoting import ORDER, Quotation, QuotingConfig, choice, lead, quote, table
+from agents.quoting import ANSWER, ORDER, Quotation, QuotingConfig, choice, lead, quote, table
 from bench.quoting_data import Question, Task, reporting, tuning
 from framework.config import Settings
 from framework.documents import Hit
@@ -34,6 +34,8 @@ from indexers.library import Library
 
 Matrix = NDArray[np.float64]
 RIDGE = 1e-3
+# Columns of the second table: more of them do no better on a set that is left out.
+ANSWER_FEATURES = [FEATURES.index(name) for name in ANSWER if name in FEATURES]
 WITHIN = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 CHOICE_SAMPLE = 120
 
@@ -123,7 +125,7 @@ def fit_answer(chosen: Sequence[Case], order: Matrix) -> Matrix:
 
 def _answer_row(case: Case, order: Matrix) -> Matrix:
     scores = case.rows @ order
-    return np.array([1.0, *case.rows[int(np.argmax(scores))], lead(scores)])
+    return np.array([1.0, *case.rows[int(np.argmax(scores)), ANSWER_FEATURES], lead(scores)])
 
 
 def top(case: Case, order: Matrix) -> NDArray[np.intp]:
@@ -197,7 +199,7 @@ def fit(library: Library) -> None:
     order = fit_order(chosen)
     answer = fit_answer(chosen, order)
     print("ORDER =", dict(zip(FEATURES, order.round(2).tolist(), strict=True)))
-    print("ANSWER =", dict(zip(("bias", *FEATURES, "lead"), answer.round(2).tolist(), strict=True)))
+    print("ANSWER =", dict(zip(ANSWER, answer.round(2).tolist(), strict=True)))
     print("threshold, answered, declined =", threshold(chosen, order, answer))
     print("within =", spread(chosen, order))
 

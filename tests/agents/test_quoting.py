@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from agents.evidence import FEATURES, candidates, features
 from agents.quoting import ANSWER, ORDER, Quotation, QuotingConfig, choice, quote
 from framework.documents import Chunk, Hit
+from framework.errors import CallerError
 from framework.messages import Completion, TokenLogprob, assistant
 from framework.models.base import Choice, Embedder
 from framework.retrieval.bm25 import Analyzer
@@ -96,7 +97,6 @@ def test_features_say_what_their_names_say() -> None:
     assert rows.shape == (3, len(FEATURES))
     told = {name: rows[:, i].tolist() for i, name in enumerate(FEATURES)}
     assert told["overlap"][0] > told["overlap"][1] > told["overlap"][2] == 0
-    assert told["expected_type"] == [1, 0, 0]
     assert told["asks"] == [0, 1, 0]
     assert told["finished"] == [1, 1, 0]
     assert told["overlap_nearby"][2] > 0
@@ -168,3 +168,18 @@ async def test_a_server_without_logprobs_gives_its_one_choice() -> None:
     assert int(np.argmax(told)) == 0
     told = await choice("Which?", ["first", "second"], ScriptedChat(["0"]))
     assert np.exp(told).sum() < 0.01
+
+
+async def test_a_model_is_asked_only_where_its_choice_has_weight() -> None:
+    hits = [hit("Green tea needs water. The cat sleeps.")]
+    silent = ScriptedChat([])
+    assert (await quote("What does green tea need?", hits, HashEmbedder(), silent)).closest
+    model = ScriptedChat([chosen("2", ("2", -0.1), ("1", -3.0), ("0", -4.0))])
+    config = QuotingConfig(choice=100.0, within=0.0, threshold=0.0)
+    quotation = await quote("What does green tea need?", hits, HashEmbedder(), model, config)
+    assert [quoted.text for quoted in quotation.sentences] == ["The cat sleeps."]
+
+
+def test_a_shortlist_beyond_one_digit_is_refused() -> None:
+    with pytest.raises(CallerError, match="1 to 9"):
+        QuotingConfig(shortlist=10)
