@@ -23,7 +23,7 @@ from framework.models.base import Choice, Constraint, JsonSchema, Regex, ToolCho
 from framework.models.json_schema import bound
 from framework.prompts.tool_formats import CALL, CALL_SUFFIX, call_prefix
 
-RESERVE = 48  # tokens left to a matcher to close what is open, beside the smallest answer's own length
+RESERVE = 32  # tokens kept for what closes a call, beside what each open value still needs
 # No \u escapes: they could write half a surrogate pair, which is no text. White space is fixed, so it can't run on.
 JSON_STYLE = {
     "whitespace_flexible": False,
@@ -35,10 +35,10 @@ JSON_STYLE = {
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """A grammar, and how many tokens before the end of the budget it is to be closed; 0: it can be cut anywhere."""
+    """A grammar, and how many characters any value in it needs at the least; 0: the answer can be cut anywhere."""
 
     text: str
-    reserve: int = 0
+    largest: int = 0
 
 
 def check_schema(schema: Mapping[str, Any] | bool, field: str = "schema") -> None:
@@ -60,7 +60,7 @@ def constraint_grammar(constraint: Constraint) -> Grammar:
     field = "response_format"
     if isinstance(constraint, JsonSchema):
         bounded = bound(constraint.schema, field)
-        grammar = Grammar(_schema_grammar(bounded.schema), RESERVE + bounded.smallest)
+        grammar = Grammar(_schema_grammar(bounded.schema), bounded.largest)
     elif isinstance(constraint, Regex):
         # The whole answer has to match as it is, so anchors at its ends say nothing, and the compiler knows none.
         pattern = re.sub(r"^\^|(?<!\\)\$$", "", constraint.pattern)
@@ -90,14 +90,14 @@ def tool_grammar(tools: Sequence[ToolSpec], choice: ToolChoice, calls: int = 1) 
 
 @lru_cache(maxsize=64)
 def _tool_grammar(tools: tuple[tuple[int, str, str], ...], free_text: bool, calls: int) -> Grammar:
-    rules, reserve = [], 0
+    rules, largest = [], 1
     for number, (place, name, parameters) in enumerate(tools):
         field = f"tools.{place}.function.parameters"
         bounded = bound(_as_object(json.loads(parameters), field), field)
         _check_grammar(_schema_grammar(bounded.schema), field)
         before = json.dumps(call_prefix(name).removeprefix(CALL), ensure_ascii=False)
         rules.append(f"tool_{number}: {before} %json {_styled(bounded.schema)} {json.dumps(CALL_SUFFIX)}")
-        reserve = max(reserve, RESERVE + bounded.smallest)
+        largest = max(largest, bounded.largest)
     body = " | ".join(f"tool_{number}" for number in range(len(tools)))
     more = f'("\\n" call){{0,{calls - 1}}}' if calls > 1 else ""
     # A lazy lexeme ends at the first tag, where the free text's alternative dies.
@@ -110,7 +110,7 @@ def _tool_grammar(tools: tuple[tuple[int, str, str], ...], free_text: bool, call
         *rules,
         *(["TEXT: /(.|\\n)*/", f'opening[lazy]: TEXT "{CALL}"', "first: opening body"] if free_text else []),
     ]
-    return Grammar("\n".join(text), reserve)
+    return Grammar("\n".join(text), largest)
 
 
 def _as_object(parameters: Any, field: str) -> dict[str, Any]:
@@ -183,6 +183,13 @@ class Vocabulary:
         """
         return Matcher(self, grammar, _llguidance().LLMatcher(self._tokenizer, grammar.text, log_level=0))
 
+    def tokens_per_character(self, text: str) -> float:
+        return len(self._tokenizer.tokenize_str(text)) / max(len(text), 1)
+
+    def is_free_text(self, allowed: NDArray[np.bool_]) -> bool:
+        """Anything may follow, the end too."""
+        return bool(allowed[self._plain]) and any(allowed[token] for token in self.ends)
+
     def token_bytes(self, token: int) -> bytes:
         return cast(bytes, self._tokenizer.decode_bytes([token]))
 
@@ -193,9 +200,9 @@ class Vocabulary:
         end. Elsewhere brackets go before whatever would open or lengthen something.
         """
         ends = [token for token in self.ends if allowed[token]]
-        in_string = bool(allowed[self._plain]) and not ends
-        in_text = bool(allowed[self._plain]) and bool(ends)
-        wanted = [] if in_text else [self._quote] if in_string else [*ends, *self._closing]
+        if self.is_free_text(allowed):
+            return allowed
+        wanted = [self._quote] if allowed[self._plain] else [*ends, *self._closing]
         for token in wanted:
             if allowed[token]:
                 only = np.zeros_like(allowed)
@@ -215,7 +222,15 @@ class Matcher:
         self.grammar = grammar
         self._matcher = matcher
         self._bits = np.zeros((vocabulary.size + 31) // 32, dtype=np.int32)
+        self._open = _OpenJson()
+        # What a value needs is known in characters; keys and choices are in the grammar, so its text gives the rate.
+        self._value = grammar.largest * vocabulary.tokens_per_character(grammar.text) if grammar.largest else 0.0
         self._check()
+
+    @property
+    def needed(self) -> int:
+        """Tokens, about, that closing what is open takes; 0: nothing needs closing."""
+        return int(RESERVE + self._value * (self._open.depth + 1)) if self.grammar.largest else 0
 
     def allowed(self) -> NDArray[np.bool_]:
         """Mask of shape (vocabulary size,): the tokens that may come next, ends of the answer among them.
@@ -226,10 +241,14 @@ class Matcher:
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._check()
         bits = np.unpackbits(self._bits.view(np.uint8), bitorder="little")
-        return cast(NDArray[np.bool_], bits[: self.vocabulary.size].view(np.bool_))
+        mask = cast(NDArray[np.bool_], bits[: self.vocabulary.size].view(np.bool_))
+        if self.vocabulary.is_free_text(mask):
+            self._open = _OpenJson()  # brackets and quotes of prose open nothing
+        return mask
 
     def consume(self, token: int) -> None:
         self._matcher.consume_token(token)
+        self._open.read(self.vocabulary.token_bytes(token))
         self._check()
 
     def forced(self) -> list[int]:
@@ -245,3 +264,24 @@ class Matcher:
         if self._matcher.is_error():
             problem = str(self._matcher.get_error()).partition("\n")[0][:300]
             raise CallerError(f"The constraint is too complex to be enforced: {problem}.", field="response_format")
+
+
+class _OpenJson:
+    """Counts the brackets that are open in JSON text."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self._in_string = False
+        self._escaped = False
+
+    def read(self, text: bytes) -> None:
+        for byte in text:
+            if self._escaped:
+                self._escaped = False
+            elif self._in_string:
+                self._escaped = byte == ord("\\")
+                self._in_string = byte != ord('"')
+            elif byte == ord('"'):
+                self._in_string = True
+            else:
+                self.depth += (byte in b"[{") - (byte in b"]}")

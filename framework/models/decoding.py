@@ -45,7 +45,7 @@ class Sampler:
         self.ended = False
         self.logprobs: tuple[float, list[tuple[int, float]]] | None = None
         self._random = np.random.default_rng(params.seed)
-        self._reserve = min(matcher.grammar.reserve, budget // 2) if matcher else 0
+        self._half = budget // 2  # more is never kept back for closing, or small budgets would write nothing
 
     @property
     def finished(self) -> bool:
@@ -68,7 +68,7 @@ class Sampler:
         allowed = self.matcher.allowed() if self.matcher else None
         scores = logits if allowed is None else np.where(allowed, logits, -np.inf)
         token = self._choose(scores)
-        if self.matcher and allowed is not None and self.left <= self._reserve:
+        if self.matcher and allowed is not None and self.left <= min(self.matcher.needed, self._half):
             closing = self.matcher.vocabulary.closing(allowed)
             if not closing[token]:
                 token, self.cut = int(np.argmax(np.where(closing, logits, -np.inf))), True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,16 +32,17 @@ KEPT |= {"exclusiveMinimum", "exclusiveMaximum", "minItems", "maxItems", "minPro
 REFUSED = {"not", "if", "then", "else", "contains", "minContains", "maxContains", "dependentRequired", "dependencies"}
 REFUSED |= {"dependentSchemas", "unevaluatedItems", "unevaluatedProperties", "$dynamicRef", "$recursiveRef"}
 FORMATS = {"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"}
+CONTROLS = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")  # all but those with a short escape in JSON
 COMBINED = ("anyOf", "oneOf", "allOf")
 ROUNDS = 20  # of the search for the smallest answer; real schemas need two or three
 
 
 @dataclass(frozen=True, slots=True)
 class Bounded:
-    """A schema fit for decoding, and about how many characters its smallest answer has."""
+    """A schema fit for decoding, and about how many characters the largest of its values needs at the least."""
 
     schema: dict[str, Any]
-    smallest: int
+    largest: int
 
 
 def bound(schema: Mapping[str, Any] | bool, field: str = "schema") -> Bounded:
@@ -58,8 +60,8 @@ def bound(schema: Mapping[str, Any] | bool, field: str = "schema") -> Bounded:
     root = writer.node(schema, "#", closed=True)
     result = root if isinstance(root, dict) else ({} if root else {"enum": []})
     definitions = writer.definitions()
-    size = _smallest_answer(result, definitions, field)
-    return Bounded({**result, "$defs": definitions} if definitions else result, size)
+    largest = _largest_value(result, definitions, field)
+    return Bounded({**result, "$defs": definitions} if definitions else result, largest)
 
 
 def measure(schema: Any, field: str) -> None:
@@ -131,6 +133,9 @@ class _Bounder:
         if isinstance(schema, bool):
             return schema
         self._refuse_unenforceable(schema, place)
+        for value in (*schema.get("enum", ()), schema.get("const"), *schema.get("properties", ())):
+            if _inexact(value):
+                raise self._error(place, f"has a value that decoding can't write exactly: {value!r}")
         result = {key: value for key, value in schema.items() if key in KEPT}
         if result.get("format") not in FORMATS:
             result.pop("format", None)
@@ -241,6 +246,22 @@ class _Bounder:
         return CallerError(f"The schema's {place} {problem}.", hint=hint, field=self.field)
 
 
+def _inexact(value: Any) -> bool:
+    """Control characters need escapes that are not allowed, and the compiler reads numbers as floats."""
+    left = [value]
+    while left:
+        part = left.pop()
+        if isinstance(part, str) and CONTROLS.search(part):
+            return True
+        if isinstance(part, int) and abs(part) > 2**53:
+            return True
+        if isinstance(part, list | tuple):
+            left.extend(part)
+        elif isinstance(part, Mapping):
+            left.extend((*part.keys(), *part.values()))
+    return False
+
+
 def _limit(node: dict[str, Any], closed: bool) -> None:
     """Set sizes that were left open, in place, on a node that is not a combination of others."""
     if any(key in node for key in (*COMBINED, "$ref", "enum", "const")):
@@ -280,8 +301,12 @@ def _kinds(node: Mapping[str, Any]) -> list[str]:
     return [kinds] if isinstance(kinds, str) else list(kinds)
 
 
-def _smallest_answer(root: dict[str, Any], definitions: dict[str, Any], field: str) -> int:
-    """Compute the smallest answer's length, until it no longer changes; refuse the infinite and the huge."""
+def _largest_value(root: dict[str, Any], definitions: dict[str, Any], field: str) -> int:
+    """Compute the smallest answer's length, until it no longer changes; refuse the infinite and the huge.
+
+    Returns:
+        The largest among the smallest lengths of all values within.
+    """
     known: dict[str, float] = dict.fromkeys(definitions, math.inf)
     for _ in range(ROUNDS):
         before = dict(known)
@@ -301,7 +326,19 @@ def _smallest_answer(root: dict[str, Any], definitions: dict[str, Any], field: s
             f"The smallest answer that fits the schema has {size:.0f} characters, the limit is {MAX_SMALLEST}.",
             field=field,
         )
-    return int(size)
+    return int(max(_sizes([root, *definitions.values()], known)))
+
+
+def _sizes(nodes: list[Any], known: Mapping[str, float]) -> Iterator[float]:
+    """The smallest size of each node that has one, at any depth."""
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict):
+            size = _smallest(node, known)
+            yield size if size < MAX_SMALLEST else 0.0
+            nodes += [value for key in ("properties", "patternProperties") for value in node.get(key, {}).values()]
+            nodes += [part for key in (*COMBINED, "prefixItems") for part in node.get(key, ())]
+            nodes += [node[key] for key in ("items", "additionalProperties") if key in node]
 
 
 def _smallest(node: Any, known: Mapping[str, float]) -> float:

@@ -82,6 +82,10 @@ BAD = {
     "another document": ({"$ref": "https://example.org/schema.json"}, "example.org"),
     "a dangling reference": ({"$ref": "#/$defs/none"}, "not in the schema"),
     "a keyword that no grammar has": ({"type": "object", "properties": {"a": {"not": {}}}}, "#/properties/a/not"),
+    "a value that can't be written": ({"enum": ["a", "b\x17"]}, "'b\\x17'"),
+    "a delete character": ({"const": {"a": ["\x7f"]}}, "can't write exactly"),
+    "a name that can't be written": ({"properties": {"b\x00": {}}}, "'b\\x00'"),
+    "a number that floats can't hold": ({"properties": {"a": {"const": 2**53 + 1}}}, "9007199254740993"),
     "no solution": ({"type": "integer", "minimum": 5, "maximum": 3}, "minimum"),
     "an unclosed pattern": (of_string(pattern="("), "regex"),
     "a look-ahead": (of_string(pattern="(?=a)b"), "look-around"),
@@ -177,6 +181,7 @@ def objects(children: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[di
     )
 
 
+PRINTED = st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from('\n\t"\\')
 LEAVES = st.one_of(
     st.just({"type": "string"}),
     st.integers(0, 4).map(lambda n: {"type": "string", "minLength": n, "maxLength": n + 3}),
@@ -186,7 +191,9 @@ LEAVES = st.one_of(
     st.just({"type": ["integer", "null"]}),
     st.integers(-5, 5).map(lambda n: {"type": "integer", "minimum": n, "maximum": n + 10}),
     st.just({"type": "number", "exclusiveMinimum": 0}),
-    st.lists(st.text(max_size=4) | st.integers(), min_size=1, max_size=3).map(lambda values: {"enum": values}),
+    st.lists(st.text(PRINTED, max_size=4) | st.integers(-(2**53), 2**53), min_size=1, max_size=3).map(
+        lambda values: {"enum": values}
+    ),
 )
 SCHEMAS = st.recursive(
     LEAVES,
