@@ -65,7 +65,7 @@ def _bar() -> Bar:
 
 
 def _state(progress: Progress) -> str:
-    state = f"{progress.documents}/{progress.documents_total} documents, {progress.rate:.0f} chunks/s"
+    state = f"{progress.chunks} chunks of {progress.documents_total} documents, {progress.rate:.0f} chunks/s"
     return state if progress.seconds_left is None else f"{state}, {_duration(progress.seconds_left)} left"
 
 

@@ -42,7 +42,7 @@ class Grammar:
 
 
 def check_schema(schema: Mapping[str, Any] | bool, field: str = "schema") -> None:
-    """Refuse a JSON schema that can't constrain an answer. It takes two seconds at most, mostly a few milliseconds.
+    """Refuse a JSON schema that can't constrain an answer. It mostly takes a few milliseconds; its size is bounded.
 
     Raises:
         CallerError: invalid, too large, referring to elsewhere or to itself without end, or with keywords or patterns
