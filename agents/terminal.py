@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable
 
 import click
 
 from agents.events import Answer, AnswerDelta, Event, RunFinished, ThoughtDelta, ToolReturned
 from framework.documents import Citation
+from framework.terminal import one_line, plain
 
 LONGEST_STEP = 100
-# Text of documents and models must not drive the terminal; direction marks must not disguise it.
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def plain(text: str) -> str:
-    """The text without control characters, save for tab and line feed."""
-    return CONTROL.sub("", text)
 
 
 def show(events: Iterable[Event], *, quiet: bool = False) -> Answer:
@@ -50,7 +43,7 @@ def _show_step(event: Event) -> None:
 
 def sources(citations: Iterable[Citation]) -> str:
     """Each citation: number, place in the document, span, and the quotation itself."""
-    return "\n".join(f"[{item.number}] {_place(item)}\n    “{_oneline(item.quote)}”" for item in citations)
+    return "\n".join(f"[{item.number}] {_place(item)}\n    “{one_line(item.quote)}”" for item in citations)
 
 
 def notes(notices: Iterable[str]) -> str:
@@ -76,10 +69,6 @@ def _arguments(text: str) -> str:
     return text
 
 
-def _oneline(text: str) -> str:
-    return " ".join(plain(text).split())
-
-
 def _short(text: str) -> str:
-    line = _oneline(text)
+    line = one_line(text)
     return line if len(line) <= LONGEST_STEP else f"{line[: LONGEST_STEP - 1]}…"

@@ -14,6 +14,7 @@ import click
 
 from framework.errors import LecternError, OperatorError
 from framework.registry import Registry
+from framework.terminal import plain
 
 SUMMARIES = {
     "ask": "Ask one question and print the cited answer.",
@@ -67,7 +68,7 @@ def main() -> None:
     try:
         status = root.main(standalone_mode=False)
     except LecternError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {plain(str(error))}", err=True)
         sys.exit(3 if isinstance(error, OperatorError) else 2)
     except click.ClickException as error:
         error.show()

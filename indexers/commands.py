@@ -130,6 +130,7 @@ def list_(as_json: bool) -> None:
 @json_option
 def show(collection: str, as_json: bool) -> None:
     """One collection and its documents."""
+    from framework.terminal import one_line
     from indexers.library import open_library
     from indexers.terminal import print_status
 
@@ -141,7 +142,7 @@ def show(collection: str, as_json: bool) -> None:
         return
     print_status(found)
     for item in documents:
-        click.echo(f"  {item.document_id}" + ("" if item.live else "  (waits for the next run)"))
+        click.echo(f"  {one_line(item.document_id)}" + ("" if item.live else "  (waits for the next run)"))
 
 
 @collections.command("remove")

@@ -8,12 +8,14 @@ import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from framework.documents import Document
 from framework.errors import CallerError, Conflict, NotFound
 from indexers.loaders.formats import is_supported
 from indexers.rows import FileFacts, Known
+
+NO_TEXT = "Its name is not valid UTF-8, so nothing could cite it. Rename it."
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ def plan(paths: Sequence[Path], known: Mapping[str, Known]) -> Plan:
 
     Raises:
         NotFound: a path does not exist.
+        CallerError: a path is not valid UTF-8.
         Conflict: two different files would be the same document.
     """
     scan = Scan()
@@ -80,13 +83,15 @@ def plan_documents(documents: Sequence[Document], known: Mapping[str, Known]) ->
     """Which of the given documents are live already, and what waits in the manifest.
 
     Raises:
-        CallerError: two documents of one id, or one without.
+        CallerError: two documents of one id, or one without, or one that is no text.
         Conflict: the id is a file's.
     """
     ids: set[str] = set()
     for document in documents:
         if not document.id or document.id in ids:
             raise CallerError(f"Two documents have the id {document.id!r}, or it is empty.", field="documents")
+        if not _is_text(document.id):
+            raise CallerError(f"The id {document.id!r} holds a lone surrogate.", field="documents")
         ids.add(document.id)
         old = known.get(document.id)
         if old and old.file.path:
@@ -133,14 +138,18 @@ class Scan:
         if here in above:
             return
         for entry in entries:
+            path = Path(entry.path)
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                yield from self._folder(Path(entry.path), root, above | {here})
-            elif is_supported(entry.name):
-                yield self._file(Path(entry.path), root)
+            folder_below = _is_folder(entry)
+            if not folder_below and not is_supported(entry.name):
+                self.skipped[_as_text(path).suffix.lower() or "no extension"] += 1
+            elif not _is_text(entry.name):
+                yield Found(_id(_as_text(path), root), FileFacts(str(root.path), str(_as_text(path))), NO_TEXT)
+            elif folder_below:
+                yield from self._folder(path, root, above | {here})
             else:
-                self.skipped[PurePath(entry.name).suffix.lower() or "no extension"] += 1
+                yield self._file(path, root)
 
     def _file(self, path: Path, root: Root) -> Found:
         facts = FileFacts(str(root.path), str(path))
@@ -154,6 +163,8 @@ class Scan:
 
 def _root(path: Path, known: Mapping[str, Known]) -> Root:
     """The root that a path is scanned for: one that is indexed already and holds it, or itself."""
+    if not _is_text(str(path)):
+        raise CallerError(f"The path {_as_text(path)} is not valid UTF-8.", hint="Rename it.", field="paths")
     if not path.exists():
         raise NotFound(
             f"There is no file or folder {path}.",
@@ -168,6 +179,23 @@ def _root(path: Path, known: Mapping[str, Known]) -> Root:
 
 def _id(path: Path, root: Root) -> str:
     return root.prefix + path.relative_to(root.path).as_posix() if root.prefix else path.name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or one that may not be followed
+        return False
+
+
+def _is_text(name: str) -> bool:
+    """Whether a name can be stored and shown. One that is not UTF-8 reaches Python with lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _as_text(path: Path) -> Path:
+    """The path with such bytes spelled out, as \\xff."""
+    return Path(os.fsencode(path).decode("utf-8", "backslashreplace"))
 
 
 def _refuse_foreign(item: Found, old: Known | None) -> None:

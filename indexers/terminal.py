@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from framework.documents import Hit
+from framework.terminal import one_line, plain
 from indexers.report import CollectionStatus, IndexReport, Progress, Quarantined, VerifyReport
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def print_report(report: IndexReport) -> None:
         cost = f"{report.chunks} chunks written, {report.embedded} of them embedded, in {report.seconds:.1f} s"
         click.echo(f"{report.collection}: {told}; {cost}.")
     if report.skipped:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(report.skipped.items()))
+        kinds = ", ".join(f"{count} {one_line(kind)}" for kind, count in sorted(report.skipped.items()))
         click.echo(f"Skipped, of types that are not read: {kinds}.")
     if report.empty:
         click.echo(f"{len(report.empty)} without text, so no search finds them:")
@@ -104,7 +105,7 @@ def print_report(report: IndexReport) -> None:
 
 def _print_some(label: str, ids: Sequence[str]) -> None:
     for id in ids[:SHOWN]:
-        click.echo(f"  {label} {id}")
+        click.echo(f"  {label} {one_line(id)}")
     if len(ids) > SHOWN:
         click.echo(f"  {label} {len(ids) - SHOWN} more (--json lists all)")
 
@@ -114,14 +115,14 @@ def _print_quarantine(quarantined: Sequence[Quarantined]) -> None:
         click.echo(f"{len(quarantined)} quarantined:", err=True)
     for item in quarantined:
         stale = " An older version is still answered from." if item.stale else ""
-        click.echo(f"  {item.document_id}: {item.reason}{stale}", err=True)
+        click.echo(f"  {one_line(item.document_id)}: {one_line(item.reason)}{stale}", err=True)
 
 
 def print_status(status: CollectionStatus) -> None:
     click.echo(f"{status.name}: {status.documents} documents, {status.chunks} chunks, {status.characters} characters")
     click.echo(f"  embedder {status.embedder}, language {status.language}, chunker {status.chunker}")
     for root in status.roots:
-        click.echo(f"  from {root}")
+        click.echo(f"  from {one_line(root)}")
     if status.empty:
         click.echo(f"  {status.empty} without text")
     if status.waiting:
@@ -155,12 +156,12 @@ def print_hits(query: str, result: SearchResult) -> None:
     """Each hit with its place, its scores and an excerpt around the query's words."""
     words = re.findall(r"\w+", query)
     for rank, hit in enumerate(result.hits, 1):
-        place = f"{hit.chunk.document_id}[{hit.chunk.start}:{hit.chunk.end}]"
+        place = f"{one_line(hit.chunk.document_id)}[{hit.chunk.start}:{hit.chunk.end}]"
         page = f"  page {hit.chunk.page}" if hit.chunk.page else ""
         scores = "  ".join(f"{name} {score:.3f}" for name, score in hit.scores.items())
-        click.echo(f"{rank}. {click.style(' > '.join(_headings(hit)), bold=True)}")
+        click.echo(f"{rank}. {click.style(one_line(' > '.join(_headings(hit))), bold=True)}")
         click.echo(click.style(f"   {place}{page}  {scores}", dim=True))
-        for line in _excerpt(hit.chunk.text, words).split("\n"):
+        for line in _excerpt(plain(hit.chunk.text), words).split("\n"):
             click.echo(f"   {_highlighted(line, words)}")
         click.echo()
     for notice in result.notices:

@@ -16,7 +16,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from agents.commands import ask
-from agents.terminal import plain
 from framework.config import Settings
 from framework.documents import Document
 from framework.errors import CallerError
@@ -99,10 +98,6 @@ def test_ask_imports_no_model_library_where_none_is_needed(script: Path, shop: s
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-
-
-def test_text_can_not_drive_the_terminal() -> None:
-    assert plain("a\x1b[31mred\x07\u202e b\tc\nd\r") == "a[31mred b\tc\nd"
 
 
 class Terminal:

@@ -58,6 +58,21 @@ def test_quarantine_sets_the_exit_status(docs: Path) -> None:
     assert report["quarantined"][0]["document_id"] == "docs/blob.txt"
 
 
+def test_documents_and_their_names_do_not_drive_the_terminal(docs: Path) -> None:
+    (docs / "esc\x1b]0;name\x07\n.md").write_text(
+        "# Reset \x1b[2J\n\nA body \x1b]0;body that says esc.\n" + "More. " * 99
+    )
+    (docs / "blob\x1b[1m.txt").write_bytes(bytes(range(256)) * 9)
+    shown = [
+        lectern("index", "docs", "-c", "docs", "--dry-run").output,
+        lectern("index", "docs", "-c", "docs", status=1).output,
+        lectern("search", "esc body reset", "-c", "docs").output,
+        lectern("collections", "show", "docs").output,
+    ]
+    assert "A body ]0;body that says esc." in shown[2]
+    assert not [text for text in shown if "\x1b" in text or "\x07" in text]
+
+
 def test_a_dry_run_changes_nothing() -> None:
     output = lectern("index", "docs", "-c", "docs", "--dry-run").output
     assert "would be 3 added. Nothing was done." in output

@@ -206,6 +206,40 @@ def test_links_that_lead_back_end(library: Library, docs: Path) -> None:
     assert [item.document_id for item in report.quarantined] == ["docs/dangling.md"]
 
 
+def test_a_link_to_itself_is_quarantined(library: Library, docs: Path) -> None:
+    (docs / "self.md").symlink_to(docs / "self.md")
+    (docs / "self").symlink_to(docs / "self")
+    report = library.index([docs], "docs")
+    assert (len(report.added), report.skipped) == (3, {"no extension": 1})
+    assert [item.document_id for item in report.quarantined] == ["docs/self.md"]
+
+
+def test_names_that_are_no_text_are_quarantined_until_they_are_mended(library: Library, docs: Path) -> None:
+    bad = os.fsdecode(b"caf\xe9")
+    (docs / f"{bad}.md").write_text("Coffee.")
+    (docs / f"photo.{bad}").write_bytes(b"")
+    (docs / bad).mkdir()
+    (docs / bad / "menu.md").write_text("Tea.")
+    for _ in range(2):
+        report = library.index([docs], "docs")
+        assert [item.document_id for item in report.quarantined] == ["docs/caf\\xe9", "docs/caf\\xe9.md"]
+        assert report.skipped == {".caf\\xe9": 1}
+    (docs / f"{bad}.md").rename(docs / "coffee.md")
+    (docs / bad).rename(docs / "cafe")
+    report = library.index([docs], "docs")
+    assert report.added == ("docs/cafe/menu.md", "docs/coffee.md")
+    assert report.ok
+    assert library.status("docs").quarantined == ()
+
+
+def test_a_path_or_an_id_that_is_no_text_is_refused(library: Library, docs: Path) -> None:
+    bad = docs.rename(docs.with_name(os.fsdecode(b"docs\xff")))
+    with pytest.raises(CallerError, match=r"docs\\xff is not valid UTF-8"):
+        library.index([bad], "docs")
+    with pytest.raises(CallerError, match="lone surrogate"):
+        library.index_documents([Document("a\ud800", "Text.")], "notes")
+
+
 def test_a_document_without_text_is_recorded_and_told(library: Library, docs: Path) -> None:
     (docs / "empty.md").write_text("---\ntitle: Nothing\n---\n")
     (docs / "zero.txt").write_text("")
