@@ -42,8 +42,9 @@ class QuestionsConfig:
         passages: JSONL files of `{_id, title, text}`, or folders of documents (ids are paths below the folder).
         language: ISO 639-1.
         where: only lines whose field has this value, as in `{split = "dev"}`.
-        id, question, answers, gold, answerable: names of the fields. `answers` is a text, a list of texts, or a list of
-            objects with `text`; `gold` is a document id, a list of ids, or an object whose keys are ids.
+        id, question, answers, gold, answerable: names of the fields. A line without `id` goes by its number. `answers`
+            is a text, a list of texts, or a list of objects with `text`; `gold` is a document id, a list of ids, or an
+            object whose keys are ids.
     """
 
     kind: Literal["questions"]
@@ -137,7 +138,7 @@ def _load_questions(config: QuestionsConfig) -> Dataset:
         gold = row.get(config.gold)
         ids = [gold] if isinstance(gold, str | int) else list(gold or ())
         return Sample(
-            _text(row, config.id, where),
+            _text(row, config.id, where) if config.id in row else where.rpartition(":")[2],
             _text(row, config.question, where),
             {str(identity): 1 for identity in ids},
             _answers(row.get(config.answers), where),

@@ -31,6 +31,11 @@ def questions(path: Path, *rows: Any, **options: Any) -> QuestionsConfig:
     return QuestionsConfig("questions", write_jsonl(path / "q.jsonl", rows), **options)
 
 
+def test_a_question_without_an_id_goes_by_its_line(tmp_path: Path) -> None:
+    dataset = load_dataset(questions(tmp_path, {"question": "a"}, {"_id": "own", "question": "b"}, {"question": "c"}))
+    assert [sample.id for sample in dataset.samples] == ["1", "own", "3"]
+
+
 def test_a_beir_folder_gives_its_judged_queries(tmp_path: Path) -> None:
     dataset = load_dataset(BeirConfig("beir", beir(tmp_path)))
     (sample,) = dataset.samples
