@@ -24,17 +24,17 @@ from framework.retrieval.bm25 import Analyzer
 
 # How much each feature speaks for a sentence, against the other sentences of the same question.
 ORDER: Mapping[str, float] = {
-    "cosine": 5.34,
-    "overlap": 3.18,
-    "overlap_nearby": 0.94,
-    "overlap_heading": 2.58,
-    "rank": 1.27,
-    "new_terms": 2.13,
-    "finished": 0.76,
-    "asks": -1.23,
+    "cosine": 5.28,
+    "overlap": 3.16,
+    "overlap_nearby": 0.54,
+    "overlap_heading": 2.27,
+    "rank": 1.51,
+    "new_terms": 2.24,
+    "finished": 0.75,
+    "asks": -1.33,
 }
 # How much these of the best sentence, and its lead over the fourth, speak for its being an answer at all.
-ANSWER: Mapping[str, float] = {"bias": -4.0, "cosine": 5.0, "overlap": 1.0, "overlap_heading": 2.0, "lead": 0.5}
+ANSWER: Mapping[str, float] = {"bias": -3.64, "cosine": 4.33, "overlap_heading": 1.3, "lead": 0.34}
 MOST_CHOICES = 9  # one digit each
 _PROMPT = """Sentences:
 {sentences}
@@ -64,8 +64,8 @@ class QuotingConfig:
 
     hits: int = 6
     sentences: int = 3
-    within: float = 1.0
-    threshold: float = 0.5
+    within: float = 2.0
+    threshold: float = 0.495
     choice: float = 0.0
     shortlist: int = 6
     language: str = "en"

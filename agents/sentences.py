@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-_FENCE = re.compile(r"\s*(```|~~~)")
+_FENCE = re.compile(r"[^\S\n]*(?:```|~~~)(.*)")
+_FENCES = re.compile(f"^{_FENCE.pattern}", re.MULTILINE)
 _BREAK = re.compile(r"\s*(#{1,6}\s.*|[-=*_]{3,}|\|?[\s:|-]*-{2,}[\s:|-]*\|?)?\s*")
-_ROW = re.compile(r"\s*\|.*\||[^|]+\s\|\s[^|]+\s\|\s")
+_ROW = re.compile(r"\s*\|.*\||.*\S\s\|\s+\S")
 _ITEM = re.compile(r"\s*(?:[-*+•]|\d{1,3}[.)])\s+(?=\S)")
 _QUOTE = re.compile(r"\s*>\s?")
 # A terminator with what closes behind it. Scripts without spaces between sentences end at the mark itself.
@@ -47,7 +48,7 @@ def split_sentences(text: str) -> list[Sentence]:
 def _blocks(text: str) -> Iterator[tuple[int, int, bool]]:
     """Spans of paragraphs and list items (prose), and of single rows and lines of code (not prose)."""
     block: int | None = None
-    code, position = False, 0
+    code, position = _starts_in_code(text), 0
     for line in text.splitlines(keepends=True):
         start, position = position, position + len(line)
         fence = _FENCE.match(line)
@@ -66,6 +67,19 @@ def _blocks(text: str) -> Iterator[tuple[int, int, bool]]:
             block = start + (quote.end() if quote else 0)
     if block is not None:
         yield block, len(text), True
+
+
+def _starts_in_code(text: str) -> bool:
+    """Whether a text that was cut out of a document begins inside a fenced block.
+
+    Only an opening fence names a language; without one, a fence that no blank line precedes is a closing one.
+    """
+    fences = list(_FENCES.finditer(text))
+    named = next((place for place, fence in enumerate(fences) if fence[1].strip()), None)
+    if named is not None:
+        return named % 2 == 1
+    before = text[: fences[0].start()] if fences else ""
+    return bool(before.strip()) and not before.endswith("\n\n")
 
 
 def _ends(text: str, start: int, end: int) -> Iterator[int]:

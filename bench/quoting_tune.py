@@ -3,7 +3,7 @@
     LECTERN_DATA=../shared/data python -m bench.quoting_tune fit --home /tmp/quoting
     LECTERN_DATA=../shared/data python -m bench.quoting_tune report --home /tmp/quoting [--model smollm2-135m-instruct]
 
-`--home` keeps the index, so that a second run embeds the passages no more. Both read each passage's sentences anew.
+`--home` keeps the index and the sentences' vectors, so that a second run embeds nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from agents.evidence import FEATURES, Candidate, candidates, features
 from agents.quoting import ANSWER, ORDER, Quotation, QuotingConfig, choice, lead, quote, table
 from bench.quoting_data import Question, Task, reporting, tuning
 from framework.config import Settings
-from framework.documents import Hit
+from framework.documents import Hit, content_hash
 from framework.models.base import Embedder, Vectors
 from framework.models.chat import load_chat
 from framework.retrieval.bm25 import Analyzer
@@ -37,7 +37,7 @@ RIDGE = 1e-3
 # Columns of the second table: more of them do no better on a set that is left out.
 ANSWER_FEATURES = [FEATURES.index(name) for name in ANSWER if name in FEATURES]
 WITHIN = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-CHOICE_SAMPLE = 120
+CHOICE_SAMPLE = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,26 +51,35 @@ class Case:
 
 
 class Remembering:
-    """An embedder that embeds a sentence once, however many questions find it."""
+    """An embedder that embeds a sentence once, however many questions and runs find it; `save` keeps what it knows."""
 
-    def __init__(self, inner: Embedder) -> None:
+    def __init__(self, inner: Embedder, folder: Path) -> None:
         self.info = inner.info
         self.embed_query = inner.embed_query
         self.count_tokens = inner.count_tokens
         self.token_spans = inner.token_spans
         self._embed = inner.embed_documents
+        self._file = folder / f"sentences-{inner.info.id}.npz"
         self._known: dict[str, Vectors] = {}
+        if self._file.exists():
+            with np.load(self._file, allow_pickle=False) as stored:
+                self._known = dict(zip(stored["keys"].tolist(), stored["vectors"], strict=True))
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
-        new = [text for text in dict.fromkeys(texts) if text not in self._known]
-        self._known.update(zip(new, self._embed(new), strict=True))
-        return np.stack([self._known[text] for text in texts])
+        keys = [content_hash(text) for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._known}
+        self._known.update(zip(new, self._embed(list(new.values())), strict=True))
+        return np.stack([self._known[key] for key in keys])
+
+    def save(self) -> None:
+        np.savez(self._file, keys=np.array(list(self._known)), vectors=np.stack(list(self._known.values())))
 
 
 async def cases(task: Task, library: Library, without_gold: bool) -> list[Case]:
     """Each question searched as it is; and, if asked for, once more with its gold documents out of reach."""
     library.index_documents(task.documents, task.name)
-    retriever, embedder, analyzer = library.retriever(task.name), Remembering(library.embedder), Analyzer("en")
+    retriever, analyzer = library.retriever(task.name), Analyzer("en")
+    embedder = Remembering(library.embedder, library.home)
     k, found = QuotingConfig().hits, []
     for question in task.questions:
         hits = (await retriever.search(question.text, k=k)).hits
@@ -79,6 +88,7 @@ async def cases(task: Task, library: Library, without_gold: bool) -> list[Case]:
             others = Not(In("document_id", tuple(question.gold)))
             hits = (await retriever.search(question.text, k=k, filter=others)).hits
             found.append(_case(Question(f"{question.group} mismatched", question.text), hits, embedder, analyzer))
+    embedder.save()
     return [case for case in found if case.found]
 
 
@@ -233,33 +243,34 @@ async def report(library: Library, model_name: str | None) -> None:
     """How the shipped tables do where nothing was fitted."""
     task = reporting(_data())
     library.index_documents(task.documents, task.name)
-    retriever, embedder = library.retriever(task.name), Remembering(library.embedder)
+    retriever, embedder = library.retriever(task.name), Remembering(library.embedder, library.home)
     model = load_chat(model_name) if model_name else None
     told: dict[str, list[tuple[bool, bool, bool, bool, int]]] = {}
     for question in task.questions:
         hits = (await retriever.search(question.text, k=QuotingConfig().hits)).hits
         quotation = await quote(question.text, hits, embedder, model)
+        one = await quote(question.text, hits, embedder, model, QuotingConfig(sentences=1))
         reached = any(_supports(question, h.chunk.document_id, h.chunk.start, h.chunk.end) for h in hits)
-        first, any_ = _answers(question, quotation)
-        told.setdefault(question.group, []).append((reached, first, any_, quotation.declined, len(quotation.closest)))
+        facts = (reached, _answers(question, one), _answers(question, quotation), quotation.declined)
+        told.setdefault(question.group, []).append((*facts, sum(len(q.text) for q in quotation.closest)))
+    embedder.save()
     for group, rows in told.items():
-        reached_, first_, held, declined, count = np.array(rows, dtype=float).T
+        reached_, top_, held, declined, length = np.array(rows, dtype=float).T
         kept = held * (1 - declined)
         figures = {
             "retrieved": reached_,
-            "first quotation right": first_,
-            "any right": held,
+            "top sentence right": top_,
+            "any sentence right": held,
             "declined": declined,
             "answered rightly": kept,
-            "quotations": count,
+            "characters": length,
         }
         print(f"{group}: {len(rows)} questions, " + ", ".join(f"{k} {v.mean():.3f}" for k, v in figures.items()))
 
 
-def _answers(question: Question, quotation: Quotation) -> tuple[bool, bool]:
-    """Whether the first quotation, and any, holds a gold span (all of it where it is an answer of a few words)."""
-    right = [_holds(question, q.hit.chunk.document_id, q.start, q.end) for q in quotation.closest]
-    return bool(right and right[0]), any(right)
+def _answers(question: Question, quotation: Quotation) -> bool:
+    """Whether a quotation holds a gold span (all of it where it is an answer of a few words)."""
+    return any(_holds(question, q.hit.chunk.document_id, q.start, q.end) for q in quotation.closest)
 
 
 def _holds(question: Question, document: str, start: int, end: int) -> bool:

@@ -69,6 +69,28 @@ def test_lines_of_code_are_units_and_fences_are_none() -> None:
     ]
 
 
+def test_rows_whose_cells_are_parted_by_bars_alone_are_units() -> None:
+    assert units("what | how\nport. Main | 8000\n\nProse here. And there.") == [
+        "what | how",
+        "port. Main | 8000",
+        "Prose here.",
+        "And there.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a = 1. B\nb = 2\n```\nDone. Now go.", "a = 1. B\nb = 2\n```\n\nDone. Now go.\n\n```sh\nls\n```\n"],
+    ids=["a closing fence alone", "an opening fence with its language after it"],
+)
+def test_a_text_cut_out_of_a_block_of_code_begins_with_code(text: str) -> None:
+    assert units(text)[:4] == ["a = 1. B", "b = 2", "Done.", "Now go."]
+
+
+def test_a_text_cut_off_in_a_block_of_code_ends_with_code() -> None:
+    assert units("Do this. Then that.\n\n```\na = 1. B\nb = 2") == ["Do this.", "Then that.", "a = 1. B", "b = 2"]
+
+
 def test_headings_and_rules_are_boundaries_only() -> None:
     assert units("# Title. Here\nBody one\n---\nBody two\n## Next\n\nBody three") == [
         "Body one",
