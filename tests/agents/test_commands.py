@@ -107,6 +107,7 @@ class Terminal:
         self.pid, self._fd = pty.fork()
         if self.pid == 0:
             os.environ["TERM"] = "dumb"
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job ignores it, and hands that down
             os.execv(sys.executable, [sys.executable, str(LECTERN), "chat", *arguments])
         self.seen = ""
 
