@@ -24,17 +24,17 @@ from framework.retrieval.bm25 import Analyzer
 
 # How much each feature speaks for a sentence, against the other sentences of the same question.
 ORDER: Mapping[str, float] = {
-    "cosine": 5.28,
-    "overlap": 3.16,
-    "overlap_nearby": 0.54,
-    "overlap_heading": 2.27,
-    "rank": 1.51,
+    "cosine": 5.26,
+    "overlap": 3.17,
+    "overlap_nearby": 0.45,
+    "overlap_heading": 2.32,
+    "rank": 1.52,
     "new_terms": 2.24,
-    "finished": 0.75,
-    "asks": -1.33,
+    "finished": 0.74,
+    "asks": -1.11,
 }
 # How much these of the best sentence, and its lead over the fourth, speak for its being an answer at all.
-ANSWER: Mapping[str, float] = {"bias": -3.64, "cosine": 4.33, "overlap_heading": 1.3, "lead": 0.34}
+ANSWER: Mapping[str, float] = {"bias": -3.64, "cosine": 4.32, "overlap_heading": 1.25, "lead": 0.35}
 MOST_CHOICES = 9  # one digit each
 _PROMPT = """Sentences:
 {sentences}
@@ -65,7 +65,7 @@ class QuotingConfig:
     hits: int = 6
     sentences: int = 3
     within: float = 2.0
-    threshold: float = 0.495
+    threshold: float = 0.45
     choice: float = 0.0
     shortlist: int = 6
     language: str = "en"
