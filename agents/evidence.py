@@ -21,6 +21,8 @@ FEATURES = ("cosine", "overlap", "overlap_nearby", "overlap_heading", "rank", "n
 _ASKING = """what which who whom whose when where why how is are was were be been do does did done has have had can
 could will would shall should may might must the a an of in on at by for from to with and or as it its this that there i
 you we he she they my your our their many much about into than then if not name called kind type"""
+CELL = " | "
+_WORDS = re.compile(r"\w+")
 _FINISHED = re.compile(r"[.!?。！？।॥؟۔:;][\"'”’»)\]」』）]*$")
 
 
@@ -43,12 +45,23 @@ class Candidate:
 
 
 def candidates(hits: Sequence[Hit]) -> list[Candidate]:
-    """Every sentence once, in the hits' order; one that is itself a heading above its chunk is left out."""
+    """Every sentence once, in the hits' order; headings and the heads of tables, which answer nothing, are left out."""
     found: dict[tuple[str, int, int], Candidate] = {}
     for rank, hit in enumerate(hits):
         for candidate in _of_hit(rank, hit):
             found.setdefault((hit.chunk.document_id, candidate.start, candidate.end), candidate)
     return list(found.values())
+
+
+def repeats(question: str, sentence: str) -> bool:
+    """Whether a sentence holds the whole question: an example of asking it, which answers nothing.
+
+    A row of a table may hold the answer in its next cell, and a short question is a phrase like any other.
+    """
+    asked = " ".join(_WORDS.findall(question.casefold()))
+    if asked.count(" ") < 2 or CELL in sentence:
+        return False
+    return f" {asked} " in f" {' '.join(_WORDS.findall(sentence.casefold()))} "
 
 
 def _of_hit(rank: int, hit: Hit) -> Iterator[Candidate]:
@@ -58,9 +71,13 @@ def _of_hit(rank: int, hit: Hit) -> Iterator[Candidate]:
     padded = [(0, 0), *spans, (0, 0)]
     for (before, here), (_, after) in pairwise(pairwise(padded)):
         unit = text[slice(*here)]
-        if unit not in headings:
-            around = text[slice(*before)], text[slice(*after)]
+        around = text[slice(*before)], text[slice(*after)]
+        if unit not in headings and not _is_table_head(around[0], unit, around[1]):
             yield Candidate(hit, rank, offset + here[0], offset + here[1], unit, *around)
+
+
+def _is_table_head(before: str, unit: str, after: str) -> bool:
+    return CELL in unit and CELL in after and CELL not in before
 
 
 def features(question: str, found: Sequence[Candidate], embedder: Embedder, analyzer: Analyzer) -> NDArray[np.float64]:

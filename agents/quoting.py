@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.evidence import FEATURES, Candidate, candidates, features
+from agents.evidence import FEATURES, Candidate, candidates, features, repeats
 from framework.documents import Hit
 from framework.errors import CallerError
 from framework.messages import user
@@ -119,7 +119,7 @@ async def quote(
         hits: passages, best first.
         model: chooses among a shortlist, where `config.choice` gives its choice a weight.
     """
-    found = candidates(hits[: config.hits])
+    found = [c for c in candidates(hits[: config.hits]) if not repeats(question, c.text)]
     if not found:
         return Quotation((), 0.0, declined=True)
     rows = await asyncio.to_thread(features, question, found, embedder, Analyzer(config.language))

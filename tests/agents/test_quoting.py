@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.evidence import FEATURES, candidates, features
+from agents.evidence import FEATURES, candidates, features, repeats
 from agents.quoting import ANSWER, ORDER, Quotation, QuotingConfig, choice, quote
 from framework.documents import Chunk, Hit
 from framework.errors import CallerError
@@ -183,3 +183,27 @@ async def test_a_model_is_asked_only_where_its_choice_has_weight() -> None:
 def test_a_shortlist_beyond_one_digit_is_refused() -> None:
     with pytest.raises(CallerError, match="1 to 9"):
         QuotingConfig(shortlist=10)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "repeated"),
+    [
+        ('lectern ask "Which formats are read?" -c docs', True),
+        ("Which formats are read?", True),
+        ("Which formats are read? | PDF and HTML", False),
+        ("The formats that are read are PDF and HTML.", False),
+    ],
+)
+def test_an_example_of_asking_the_question_is_told_from_an_answer(sentence: str, repeated: bool) -> None:
+    assert repeats("Which formats are read?", sentence) is repeated
+
+
+async def test_an_example_of_asking_the_question_is_never_quoted() -> None:
+    hits = [hit('Run: ask "What does green tea need to grow?" now\n\nGreen tea needs warm and humid weather to grow.')]
+    quotation = await quote("What does green tea need to grow?", hits, HashEmbedder())
+    assert [quoted.text for quoted in quotation.closest] == ["Green tea needs warm and humid weather to grow."]
+
+
+def test_the_head_of_a_table_is_no_answer() -> None:
+    table = "The limits:\nlimit | default\nsteps | 8\ntool calls | 12"
+    assert [c.text for c in candidates([hit(table)])] == ["The limits:", "steps | 8", "tool calls | 12"]
