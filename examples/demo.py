@@ -1,4 +1,4 @@
-"""What `make demo` shows: three questions about the indexed documentation, with steps and citations.
+"""What `make demo` shows: questions about the indexed documentation, with steps and citations.
 
 Run it after `lectern index docs -c docs`.
 """
@@ -9,9 +9,10 @@ from agents import Agent
 from agents.terminal import show, sources
 
 QUESTIONS = (
-    "What happens to a file that can't be read?",
-    "How is an answer's citation checked?",
-    "Does a hanging tool stop the whole run?",
+    "What happens when an indexing run is killed?",
+    "Can two processes open the embedded store?",
+    "Where is everything stored that Lectern remembers?",
+    "Who won the football world cup in 1998?",  # the documents don't say
 )
 
 
@@ -19,7 +20,7 @@ def main() -> None:
     """Ask each question; the answers quote the documentation."""
     with Agent("guide", knowledge=["docs"]) as agent:
         for question in QUESTIONS:
-            print(f"\n\033[1m{question}\033[0m", flush=True)
+            print(f"\n? {question}", flush=True)
             answer = show(agent.stream(question))
             print(sources(answer.citations), flush=True)
 
