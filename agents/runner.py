@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from agents.deps import Deps
 from agents.events import Answer, AnswerDelta, Event, RunFinished, RunStarted
 from agents.state import Json, Run, State, dump, load, messages
-from agents.threads import Threads, forget_steps, missing
+from agents.threads import Threads, exists, forget_steps, missing
 from framework.errors import CallerError
 from framework.messages import Message
 
@@ -97,7 +97,7 @@ class Runner:
             NotFound: there is no such thread, or none of this tenant.
         """
         async with self.threads.open(self.deps.tenant, thread_id) as (name, saver):
-            if await saver.aget_tuple({"configurable": {"thread_id": name}}) is None:
+            if not await exists(saver, name):
                 raise missing(thread_id)
             await saver.adelete_thread(name)
 

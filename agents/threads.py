@@ -12,6 +12,7 @@ import hmac
 import json
 import os
 import secrets
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -19,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from framework.errors import CallerError, Conflict, NotFound, StoreCorrupt
+from framework.config import make_home
+from framework.documents import is_text
+from framework.errors import CallerError, Conflict, NotFound, OperatorError, StoreCorrupt
 from framework.messages import canonical_json
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "threads.sqlite"
 KEY_NAME = "threads.key"
+KEY_BYTES = 32
 MAX_NAME = 200
 BUSY_SECONDS = 30.0
 DIGEST = hashlib.sha256
@@ -99,38 +103,49 @@ class Threads:
         """The key of a thread and a checkpointer for it, while no other run of this process works on it.
 
         Raises:
-            CallerError: the id is empty or too long.
+            CallerError: the id is empty, too long or no text.
             Conflict: the thread is busy.
+            OperatorError: the file is no database, or its key is damaged.
         """
         import aiosqlite
         from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
         if not thread_id or len(thread_id) > MAX_NAME:
             raise CallerError(f"A thread id has 1 to {MAX_NAME} characters, got {len(thread_id)}.", field="thread_id")
+        if not is_text(thread_id):
+            raise CallerError("A thread id must not hold half a character (a lone surrogate).", field="thread_id")
         name = canonical_json([tenant, thread_id])
         with _alone(f"{self.home} {name}", thread_id):
             serde = StrictJson(self._key(), name)
             async with aiosqlite.connect(self.home / FILE_NAME, timeout=BUSY_SECONDS) as connection:
                 saver = AsyncSqliteSaver(connection, serde=serde)
-                await saver.setup()
+                try:
+                    await saver.setup()
+                except sqlite3.DatabaseError as error:
+                    raise OperatorError(f"The threads in {self.home / FILE_NAME} can't be read: {error}.") from error
                 yield name, saver
 
     def _key(self) -> bytes:
         """The signing key, made when first needed; of two processes making it at once, one wins."""
         path = self.home / KEY_NAME
         if not path.exists():
-            self.home.mkdir(parents=True, exist_ok=True)
+            make_home(self.home)
             own = self.home / f"{KEY_NAME}.{os.getpid()}.{secrets.token_hex(4)}"
             descriptor = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(32))
+                file.write(secrets.token_bytes(KEY_BYTES))
             try:
                 os.link(own, path)
             except FileExistsError:
                 pass
             finally:
                 own.unlink()
-        return path.read_bytes()
+        key = path.read_bytes()
+        if len(key) != KEY_BYTES:
+            raise StoreCorrupt(
+                f"{path} is no key of {KEY_BYTES} bytes.", hint=f"Restore it, or remove it and {FILE_NAME} with it."
+            )
+        return key
 
 
 async def forget_steps(saver: AsyncSqliteSaver, name: str) -> None:
@@ -143,6 +158,12 @@ async def forget_steps(saver: AsyncSqliteSaver, name: str) -> None:
         )
         await saver.conn.execute("DELETE FROM writes WHERE thread_id = ?", (name,))
         await saver.conn.commit()
+
+
+async def exists(saver: AsyncSqliteSaver, name: str) -> bool:
+    """Whether anything is stored of a thread, readable or not."""
+    async with saver.lock, saver.conn.execute("SELECT 1 FROM checkpoints WHERE thread_id = ?", (name,)) as found:
+        return await found.fetchone() is not None
 
 
 _BUSY: set[str] = set()

@@ -53,9 +53,7 @@ def run_sync(work: Coroutine[Any, Any, T]) -> T:
     """
     if _LOOP.is_current():
         work.close()
-        raise RuntimeError(
-            "A synchronous call was made inside asynchronous Lectern code; await the async form instead."
-        )
+        raise RuntimeError(_NESTED)
     future = _LOOP.submit(work)
     try:
         return future.result()

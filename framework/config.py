@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from framework.errors import ConfigError
+from framework.errors import ConfigError, OperatorError
 
 C = TypeVar("C")
 FILE_NAME = "lectern.toml"
@@ -117,6 +117,22 @@ def cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
     return user_cache_path("lectern")
 
 
+def make_home(home: Path) -> None:
+    """Make the state directory where it is missing.
+
+    Raises:
+        OperatorError: it can't be made.
+    """
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OperatorError(
+            f"The state directory {home} can't be made: {error.strerror}.",
+            hint="Set lectern.home to a folder that can be written, or LECTERN_LECTERN__HOME.",
+            field="lectern.home",
+        ) from error
+
+
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -124,6 +140,8 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"There is no configuration file {path}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+    except OSError as error:
+        raise ConfigError(f"The configuration file {path} can't be read: {error.strerror}.") from error
     for name, section in values.items():
         if not isinstance(section, dict):
             raise ConfigError(f"{path}: the key {name!r} stands outside a section.", hint="Put it under a [section].")

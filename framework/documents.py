@@ -28,6 +28,11 @@ def content_hash(*parts: str) -> str:
     return digest.hexdigest()[:32]
 
 
+def is_text(name: str) -> bool:
+    """Whether a name can be stored and shown. A file's that is not UTF-8 reaches Python with lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
     """A heading's reach: `path` holds the headings from the outermost to this one, the span covers its whole body."""

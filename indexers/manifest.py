@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from framework.config import make_home
 from framework.documents import Chunk, Document, Hit
 from framework.errors import NotFound, OperatorError, StoreCorrupt
 from framework.models.base import Vectors
@@ -35,7 +36,7 @@ class Manifest:
         self._open: list[sqlite3.Connection] = []
         self._lock = threading.RLock()
         self._closed = False
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_home(path.parent)
         with self._lock:
             migrate(self._connection)
 

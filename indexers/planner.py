@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from framework.documents import Document
+from framework.documents import Document, is_text
 from framework.errors import CallerError, Conflict, NotFound
 from indexers.loaders.formats import is_supported
 from indexers.rows import FileFacts, Known
@@ -90,7 +90,7 @@ def plan_documents(documents: Sequence[Document], known: Mapping[str, Known]) ->
     for document in documents:
         if not document.id or document.id in ids:
             raise CallerError(f"Two documents have the id {document.id!r}, or it is empty.", field="documents")
-        if not _is_text(document.id):
+        if not is_text(document.id):
             raise CallerError(f"The id {document.id!r} holds a lone surrogate.", field="documents")
         ids.add(document.id)
         old = known.get(document.id)
@@ -144,7 +144,7 @@ class Scan:
             folder_below = _is_folder(entry)
             if not folder_below and not is_supported(entry.name):
                 self.skipped[_as_text(path).suffix.lower() or "no extension"] += 1
-            elif not _is_text(entry.name):
+            elif not is_text(entry.name):
                 yield Found(_id(_as_text(path), root), FileFacts(str(root.path), str(_as_text(path))), NO_TEXT)
             elif folder_below:
                 yield from self._folder(path, root, above | {here})
@@ -163,7 +163,7 @@ class Scan:
 
 def _root(path: Path, known: Mapping[str, Known]) -> Root:
     """The root that a path is scanned for: one that is indexed already and holds it, or itself."""
-    if not _is_text(str(path)):
+    if not is_text(str(path)):
         raise CallerError(f"The path {_as_text(path)} is not valid UTF-8.", hint="Rename it.", field="paths")
     if not path.exists():
         raise NotFound(
@@ -186,11 +186,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself, or one that may not be followed
         return False
-
-
-def _is_text(name: str) -> bool:
-    """Whether a name can be stored and shown. One that is not UTF-8 reaches Python with lone surrogates."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _as_text(path: Path) -> Path:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from framework.config import make_home
 from framework.errors import StoreLocked
 from indexers.loopback import FILE_NAME, find_server
 
@@ -22,7 +23,7 @@ def announced(home: Path, url: str, token: str) -> Iterator[None]:
     """
     path = home / FILE_NAME
     refuse_second(home)
-    home.mkdir(parents=True, exist_ok=True)
+    make_home(home)
     temporary = home / f".{FILE_NAME}.{secrets.token_hex(4)}"
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

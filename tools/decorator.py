@@ -104,6 +104,8 @@ class FunctionTool(Generic[P, R]):
         except asyncio.CancelledError:
             self._abandoned.append(thread)
             raise
+        if isinstance(outcome, KeyboardInterrupt):  # no signal comes to a thread, and it would end the event loop
+            raise RuntimeError("the tool raised KeyboardInterrupt") from outcome
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome

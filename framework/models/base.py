@@ -86,7 +86,10 @@ class GenerationParams:
 
     def __post_init__(self) -> None:
         _require(
-            self.max_tokens is None or 1 <= self.max_tokens <= 2**31 - 1, "max_tokens", self.max_tokens, "1 or more"
+            self.max_tokens is None or 1 <= self.max_tokens <= 2**31 - 1,
+            "max_tokens",
+            self.max_tokens,
+            f"between 1 and {2**31 - 1}",
         )
         in_range = math.isfinite(self.temperature) and 0 <= self.temperature <= 2
         _require(in_range, "temperature", self.temperature, "between 0 and 2")

@@ -21,7 +21,7 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from agents import Agent, AnswerDelta, RunFinished, ToolCalled
 from agents.threads import StrictJson
 from framework.config import Settings
-from framework.errors import CallerError, Conflict, ModelUnavailable, NotFound, StoreCorrupt
+from framework.errors import CallerError, Conflict, ModelUnavailable, NotFound, OperatorError, StoreCorrupt
 from framework.testing.scripted import ScriptedChat, tool_call
 from tools import Tool, ToolContext, tool
 
@@ -360,6 +360,27 @@ async def test_a_changed_letter_and_another_threads_state_are_refused(scripted: 
     for thread in "ab":
         with pytest.raises(StoreCorrupt, match="did not write"):
             await agent.ahistory(thread)
+    await agent.aforget("a")
+    with pytest.raises(NotFound):
+        await agent.ahistory("a")
+
+
+async def test_a_file_that_is_no_database_and_a_cut_key_are_refused(scripted: Scripted, settings: Settings) -> None:
+    agent, _ = scripted(["Hello."])
+    await agent.arun("Hi.", thread_id="t")
+    key = (settings.home / "threads.key").read_bytes()
+    (settings.home / "threads.key").write_bytes(key[:5])
+    with pytest.raises(StoreCorrupt, match="no key of 32 bytes"):
+        await agent.ahistory("t")
+    (settings.home / "threads.key").write_bytes(key)
+    (settings.home / "threads.sqlite").write_bytes(b"no database " * 999)
+    with pytest.raises(OperatorError, match="can't be read: file is not a database"):
+        await agent.ahistory("t")
+
+
+async def test_a_thread_id_that_is_no_text_is_refused(scripted: Scripted) -> None:
+    with pytest.raises(CallerError, match="lone surrogate"):
+        await scripted(["Hello."])[0].arun("Hi.", thread_id="a\ud800")
 
 
 def test_the_serializer_writes_nothing_but_json() -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from framework.config import CoreConfig, Settings, cache_dir
-from framework.errors import ConfigError
+from framework.config import CoreConfig, Settings, cache_dir, make_home
+from framework.errors import ConfigError, OperatorError
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,18 @@ def test_a_variable_without_a_section_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no configuration file .*absent\.toml"):
         Settings.load(tmp_path / "absent.toml", {})
+
+
+def test_a_file_that_can_not_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="can't be read: Is a directory"):
+        Settings.load(tmp_path, {})
+
+
+def test_a_home_that_can_not_be_made_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for home in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(OperatorError, match=r"can't be made: .* Set lectern\.home"):
+            make_home(home)
 
 
 def test_the_cache_directory_can_be_moved(tmp_path: Path) -> None:

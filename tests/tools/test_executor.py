@@ -152,7 +152,7 @@ async def test_every_failure_becomes_a_result(error: BaseException, told: str) -
     assert await run(Plain(error)) == ToolResult(told, error=True)
 
 
-async def test_system_exit_and_stop_iteration_of_a_plain_function_do_not_end_the_run() -> None:
+async def test_what_ends_a_program_or_an_iteration_in_a_plain_function_do_not_end_the_run() -> None:
     @tool
     def leaves() -> None:
         """Leave."""
@@ -163,7 +163,13 @@ async def test_system_exit_and_stop_iteration_of_a_plain_function_do_not_end_the
         """Stop."""
         raise StopIteration
 
+    @tool
+    def interrupts() -> None:
+        """Interrupt."""
+        raise KeyboardInterrupt
+
     assert (await run(leaves)).content == "leaves failed: SystemExit: 3"
+    assert "KeyboardInterrupt" in (await run(interrupts)).content
     assert (await run(stops)).error
 
 
