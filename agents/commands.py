@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -126,7 +127,17 @@ def chat(
                     click.echo(f"There is no {command.split()[0]}. {HELP}")
                 case question:
                     last = _answer(agent, question, thread) or last
-        click.echo(f"Continue with: lectern chat --thread {thread}")
+        click.echo(f"Continue with: {_again(thread, collections, tools, mode, model)}")
+
+
+def _again(
+    thread: str, collections: tuple[str, ...], tools: tuple[str, ...], mode: str | None, model: str | None
+) -> str:
+    """The command that goes on with a thread, with the same agent: a thread remembers turns, not options."""
+    words = ["lectern", "chat", "--thread", thread]
+    for option, values in (("-c", collections), ("-t", tools), ("--mode", (mode,)), ("-m", (model,))):
+        words += [word for value in values if value for word in (option, value)]
+    return shlex.join(words)
 
 
 def _answer(agent: Agent, question: str, thread: str) -> Answer | None:

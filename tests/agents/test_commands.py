@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -184,3 +185,11 @@ def test_chat_reads_a_pipe_and_goes_on_after_an_error(script: Path) -> None:
     command = [sys.executable, str(LECTERN), "chat", "-c", "nowhere", "-m", f"scripted:{script}"]
     done = subprocess.run(command, input="Hello?\nStill there?\n", capture_output=True, text=True, check=True)
     assert done.stderr.count("Error: There is no collection 'nowhere'.") == 2
+
+
+def test_chat_names_the_command_that_goes_on_with_the_same_agent(script: Path) -> None:
+    command = ["chat", "--thread", "my talk", "-c", "one", "-c", "two", "--mode", "write", "-m", f"scripted:{script}"]
+    done = subprocess.run(
+        [sys.executable, str(LECTERN), *command], input="", capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == f"Continue with: lectern {shlex.join(command)}"
