@@ -40,6 +40,12 @@ def test_index_then_search() -> None:
     assert "   A refund takes ten days.\n" in output
 
 
+@pytest.mark.parametrize(("k", "told"), [("1", "1 hit, "), ("2", "2 hits, ")])
+def test_search_tells_how_many_hits_it_shows(k: str, told: str) -> None:
+    lectern("index", "docs", "-c", "docs")
+    assert f"\n{told}" in lectern("search", "refund", "-c", "docs", "-k", k).output
+
+
 def test_search_as_json_with_options() -> None:
     lectern("index", "docs", "-c", "docs")
     options = ["--mode", "lexical", "--mmr", "0.5", "--filter", "team=billing", "--filter", "title=Refunds", "--json"]
