@@ -1,4 +1,5 @@
-"""What a hybrid search adds to the store's own two queries: fusion, the check against the manifest, a thread's hop.
+"""What a hybrid search adds to the store's own two queries, ids and scores read: fusion, the check against the
+manifest, a thread's hop.
 
 The vectors are random and cost nothing to make, so that the time of an embedding does not hide what is measured.
 """
@@ -101,7 +102,7 @@ async def _turns(library: Any, queries: Sequence[str]) -> tuple[Spread, Spread]:
             requests = _requests(drawn, terms, retriever.config.pool)
             started = time.perf_counter()
             for request in requests:
-                shard.edge.query(request)
+                _ = [(point.id, point.score) for point in shard.edge.query(request)]
             raw.append((time.perf_counter() - started) * 1000)
     return Spread(tuple(ours[10:])), Spread(tuple(raw[10:]))
 

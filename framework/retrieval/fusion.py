@@ -42,10 +42,14 @@ def distribution_based_fusion(rankings: Sequence[Ranking]) -> list[tuple[str, fl
         if ranking.weight > 0 and ranking.scores:
             values = [score for _, score in ranking.scores]
             mean = math.fsum(values) / len(values)
-            deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+            deviation = math.sqrt(math.fsum([(value - mean) ** 2 for value in values]) / len(values))
+            slope = 1 / (6 * deviation) if deviation > EQUAL else 0.0
             for id, score in ranking.scores:
-                place = 0.5 + (score - mean) / (6 * deviation) if deviation > EQUAL else 0.5
-                sums[id] += ranking.weight * max(place, 0.0)
+                place = 0.5 + (score - mean) * slope
+                if place > 0:
+                    sums[id] += ranking.weight * place
+                else:
+                    sums[id] += 0.0
     return _ordered(sums)
 
 

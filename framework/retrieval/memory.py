@@ -181,4 +181,4 @@ class MemoryStore:
 
 def _top(scores: Mapping[str, float], n: int, points: Mapping[str, Point], vectors: bool) -> list[Candidate]:
     order = ranked(Candidate(id, round(score, DIGITS)) for id, score in scores.items())[:n]
-    return [replace(candidate, dense=points[candidate.id].dense) for candidate in order] if vectors else order
+    return [candidate._replace(dense=points[candidate.id].dense) for candidate in order] if vectors else order

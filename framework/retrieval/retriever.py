@@ -62,10 +62,10 @@ class _Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Pool:
-    """Candidates of one round, best first, with the scores of each stage so far."""
+    """Candidates of one round, best first. `stages` holds, by its name, each stage's scores by id."""
 
     order: list[tuple[str, float]]
-    scores: Mapping[str, Mapping[str, float]]
+    stages: Mapping[str, Mapping[str, float]]
     vectors: Mapping[str, Vectors]
     exhausted: bool
 
@@ -204,30 +204,22 @@ class Retriever:
             found["dense"] = self.store.dense(self.tenant, self.collection, plan.vector, *arguments)
         if plan.terms is not None and plan.terms.indices:
             found["lexical"] = self.store.lexical(self.tenant, self.collection, plan.terms, *arguments)
-        scores: dict[str, dict[str, float]] = {}
-        vectors: dict[str, Vectors] = {}
-        for stage, candidates in found.items():
-            for candidate in candidates:
-                scores.setdefault(candidate.id, {})[stage] = candidate.score
-                if candidate.dense is not None:
-                    vectors[candidate.id] = candidate.dense
+        stages = {stage: {id: score for id, score, _ in candidates} for stage, candidates in found.items()}
+        vectors = {id: dense for candidates in found.values() for id, _, dense in candidates if dense is not None}
         exhausted = all(len(candidates) < size for candidates in found.values())
-        return _Pool(self._fuse(plan, found, scores), scores, vectors, exhausted)
+        order = self._fuse(plan, stages)
+        if plan.mode == "hybrid":
+            stages[self.config.fusion] = dict(order)
+        return _Pool(order, stages, vectors, exhausted)
 
-    def _fuse(
-        self, plan: _Plan, found: Mapping[str, list[Candidate]], scores: dict[str, dict[str, float]]
-    ) -> list[tuple[str, float]]:
+    def _fuse(self, plan: _Plan, stages: Mapping[str, Mapping[str, float]]) -> list[tuple[str, float]]:
         if plan.mode != "hybrid":
-            return [(candidate.id, candidate.score) for candidates in found.values() for candidate in candidates]
+            return [scored for stage in stages.values() for scored in stage.items()]
         weights = {"dense": self.config.dense_weight, "lexical": self.config.lexical_weight}
-        rankings = [Ranking([(c.id, c.score) for c in found_], weights[stage]) for stage, found_ in found.items()]
+        rankings = [Ranking(list(scores.items()), weights[stage]) for stage, scores in stages.items()]
         if self.config.fusion == "rrf":
-            order = reciprocal_rank_fusion(rankings, self.config.rrf_k)
-        else:
-            order = distribution_based_fusion(rankings)
-        for id, score in order:
-            scores[id][self.config.fusion] = score
-        return order
+            return reciprocal_rank_fusion(rankings, self.config.rrf_k)
+        return distribution_based_fusion(rankings)
 
     def _live(self, plan: _Plan, pool: _Pool) -> list[Hit]:
         """The hits of this round. All come from one reading of the corpus, so never from two versions of a document."""
@@ -237,15 +229,17 @@ class Retriever:
         if len(live) < plan.k and first < len(ids):
             live = self.corpus.hits(self.tenant, self.collection, ids)
         order = [(id, score) for id, score in pool.order if id in live]
-        scores = pool.scores
+        stages = dict(pool.stages)
         if plan.mmr is not None and order:
-            order, scores = _diversify(plan, order, pool)
-        return [replace(live[id], score=score, scores=dict(scores[id])) for id, score in order[: plan.k]]
+            order = _diversify(plan, order, pool)
+            stages["mmr"] = dict(order)
+        return [
+            replace(live[id], score=score, scores={name: scores[id] for name, scores in stages.items() if id in scores})
+            for id, score in order[: plan.k]
+        ]
 
 
-def _diversify(
-    plan: _Plan, order: Sequence[tuple[str, float]], pool: _Pool
-) -> tuple[list[tuple[str, float]], Mapping[str, Mapping[str, float]]]:
+def _diversify(plan: _Plan, order: Sequence[tuple[str, float]], pool: _Pool) -> list[tuple[str, float]]:
     """MMR over the live pool.
 
     Relevance is the ranking's own score, so that 1 leaves every mode's order as it is. A cosine enters unchanged;
@@ -258,8 +252,7 @@ def _diversify(
         relevance = (relevance - relevance.min()) / spread
     vectors = np.stack([pool.vectors[id] for id, _ in order])
     picked = maximal_marginal_relevance(relevance.tolist(), vectors, plan.mmr, plan.k)
-    diverse = [(order[position][0], score) for position, score in picked]
-    return diverse, {id: {**pool.scores[id], "mmr": score} for id, score in diverse}
+    return [(order[position][0], score) for position, score in picked]
 
 
 def _check_request(query: str, k: int, mode: str, mmr: float | None) -> None:
