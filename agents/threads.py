@@ -108,7 +108,8 @@ class Threads:
             OperatorError: the file is no database, or its key is damaged.
         """
         import aiosqlite
-        from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+        from agents.saver import WholeWrites
 
         if not thread_id or len(thread_id) > MAX_NAME:
             raise CallerError(f"A thread id has 1 to {MAX_NAME} characters, got {len(thread_id)}.", field="thread_id")
@@ -118,12 +119,15 @@ class Threads:
         with _alone(f"{self.home} {name}", thread_id):
             serde = StrictJson(self._key(), name)
             async with aiosqlite.connect(self.home / FILE_NAME, timeout=BUSY_SECONDS) as connection:
-                saver = AsyncSqliteSaver(connection, serde=serde)
+                saver = WholeWrites(connection, serde=serde)
                 try:
                     await saver.setup()
                 except sqlite3.DatabaseError as error:
                     raise OperatorError(f"The threads in {self.home / FILE_NAME} can't be read: {error}.") from error
-                yield name, saver
+                try:
+                    yield name, saver
+                finally:
+                    await saver.settle()
 
     def _key(self) -> bytes:
         """The signing key, made when first needed; of two processes making it at once, one wins."""

@@ -9,9 +9,10 @@ import pickle
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from agents import Agent, AnswerDelta, RunFinished, ToolCalled
-from agents.threads import StrictJson
+from agents.threads import StrictJson, Threads
 from framework.config import Settings
 from framework.errors import CallerError, Conflict, ModelUnavailable, NotFound, OperatorError, StoreCorrupt
 from framework.testing.scripted import ScriptedChat, tool_call
@@ -395,3 +396,24 @@ def test_the_key_is_readable_by_its_owner_only(scripted: Scripted, settings: Set
     scripted(["Hello."])[0].run("Hi.", thread_id="t")
     assert (settings.home / "threads.key").stat().st_mode & 0o777 == 0o600
     assert not list(settings.home.glob("threads.key.*"))
+
+
+async def test_a_write_that_has_begun_is_ended_although_its_run_is_cancelled(tmp_path: Path) -> None:
+    from langgraph.checkpoint.base import empty_checkpoint
+
+    free = threading.Event()
+    async with Threads(tmp_path).open("default", "t") as (name, saver):
+        await saver.conn.create_function("hold", 0, lambda: free.wait(10))
+        held = asyncio.create_task(saver.conn.execute_fetchall("SELECT hold()"))
+        await asyncio.sleep(0)
+        config: Any = {"configurable": {"thread_id": name, "checkpoint_ns": ""}}
+        write = asyncio.create_task(saver.aput(config, empty_checkpoint(), {}, {}))
+        for _ in range(5):  # until the write waits behind the statement that is held
+            await asyncio.sleep(0)
+        write.cancel()
+        await asyncio.wait({write})
+        free.set()
+        await held
+    assert write.cancelled()
+    with closing(sqlite3.connect(tmp_path / "threads.sqlite", timeout=0)) as other:
+        assert other.execute("SELECT count(*) FROM checkpoints").fetchone() == (1,)
