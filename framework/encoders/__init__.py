@@ -1,1 +1,1 @@
-"""Encoders: token ids to vectors. They know tensors and nothing of text; these modules import torch."""
+"""Encoders: token ids to vectors. They know tensors and nothing of text; `auto`, `bert` and `pooling` import torch."""

@@ -1,6 +1,6 @@
 """The BERT family (BERT, RoBERTa, XLM-RoBERTa) as one plain forward over memory-mapped weights.
 
-transformers would do, but importing it takes seconds, which a command that embeds one query can't spend.
+transformers would do, but importing it takes seconds. One query from cold is `bert_query`'s: importing torch takes one.
 Devlin et al. 2018 (arXiv:1810.04805); post-norm blocks.
 """
 
@@ -16,19 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-ROBERTA = ("roberta", "xlm-roberta", "camembert")
-TYPES = ("bert", *ROBERTA)
-
-
-def supports(config: Mapping[str, Any]) -> bool:
-    """Whether `BertEncoder` computes what a config.json asks for, to the letter."""
-    return (
-        config.get("model_type") in TYPES
-        and config.get("hidden_act", "gelu") == "gelu"
-        and config.get("position_embedding_type", "absolute") in ("absolute", None)
-        and not config.get("is_decoder")
-        and not config.get("quantization_config")
-    )
+from framework.encoders import bert_layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +57,17 @@ class BertEncoder:
     def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Tensor], device: str = "cpu") -> None:
         self.width: int = config["hidden_size"]
         self._heads: int = config["num_attention_heads"]
-        self._epsilon: float = config.get("layer_norm_eps", 1e-12)
-        padding = config.get("pad_token_id", 1)
-        self._first_position = padding + 1 if config["model_type"] in ROBERTA else 0
+        self._epsilon = bert_layout.epsilon(config)
+        self._first_position = bert_layout.first_position(config)
         self._device = device
-        self._weights = {_plain_name(name): tensor for name, tensor in weights.items()}
-        self._words = self._tensor("embeddings.word_embeddings.weight", config["vocab_size"], self.width)
-        places = self._tensor("embeddings.position_embeddings.weight", config["max_position_embeddings"], self.width)
-        segments = self._tensor("embeddings.token_type_embeddings.weight", config["type_vocab_size"], self.width)
+        self._weights = {bert_layout.plain_name(name): tensor for name, tensor in weights.items()}
+        bert_layout.check(config, {name: tensor.shape for name, tensor in self._weights.items()})
+        self._words = self._tensor("embeddings.word_embeddings.weight")
         # One segment only, so its vector is a constant of each position.
-        self._positions = places + segments[0]
-        self._embedding_norm = self._affine("embeddings.LayerNorm", self.width)
-        inner = config["intermediate_size"]
-        self._layers = [self._layer(f"encoder.layer.{i}", inner) for i in range(config["num_hidden_layers"])]
+        segment = self._tensor("embeddings.token_type_embeddings.weight")[0]
+        self._positions = self._tensor("embeddings.position_embeddings.weight") + segment
+        self._embedding_norm = self._affine("embeddings.LayerNorm")
+        self._layers = [self._layer(bert_layout.LAYER.format(i)) for i in range(config["num_hidden_layers"])]
         self._weights.clear()
 
     @classmethod
@@ -115,31 +101,19 @@ class BertEncoder:
         wide = functional.gelu(layer.up.linear(x))
         return layer.down_norm.norm(layer.down.linear(wide).add_(x), self._epsilon)
 
-    def _layer(self, name: str, inner: int) -> _Layer:
-        width = self.width
-        heads = [self._affine(f"{name}.attention.self.{part}", width, width) for part in ("query", "key", "value")]
+    def _layer(self, name: str) -> _Layer:
+        heads = [self._affine(f"{name}.attention.self.{part}") for part in ("query", "key", "value")]
         return _Layer(
             _Affine(torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])),
-            self._affine(f"{name}.attention.output.dense", width, width),
-            self._affine(f"{name}.attention.output.LayerNorm", width),
-            self._affine(f"{name}.intermediate.dense", inner, width),
-            self._affine(f"{name}.output.dense", width, inner),
-            self._affine(f"{name}.output.LayerNorm", width),
+            self._affine(f"{name}.attention.output.dense"),
+            self._affine(f"{name}.attention.output.LayerNorm"),
+            self._affine(f"{name}.intermediate.dense"),
+            self._affine(f"{name}.output.dense"),
+            self._affine(f"{name}.output.LayerNorm"),
         )
 
-    def _affine(self, name: str, *shape: int) -> _Affine:
-        return _Affine(self._tensor(f"{name}.weight", *shape), self._tensor(f"{name}.bias", shape[0]))
+    def _affine(self, name: str) -> _Affine:
+        return _Affine(self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias"))
 
-    def _tensor(self, name: str, *shape: int) -> Tensor:
-        tensor = self._weights[name]
-        if tensor.shape != shape:
-            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, not {shape} as config.json says")
-        return tensor.to(device=self._device, dtype=torch.float32)
-
-
-def _plain_name(name: str) -> str:
-    """Without the family's prefix, and with the names that TensorFlow checkpoints gave to norms made new."""
-    family, _, rest = name.partition(".")
-    if family in ("bert", "roberta"):
-        name = rest
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+    def _tensor(self, name: str) -> Tensor:
+        return self._weights[name].to(device=self._device, dtype=torch.float32)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from framework.encoders import bert_layout
 from framework.encoders.batcher import token_budget_batches
 from framework.errors import CallerError, ModelUnavailable
 from framework.models.base import Embedder, EmbedderInfo, ModelCard, Vectors
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
 
     from framework.encoders.auto import AutoEncoder
     from framework.encoders.bert import BertEncoder
+    from framework.encoders.bert_query import BertQuery
 
 # Padded tokens in a batch: on a CPU, few enough that the activations stay in its caches.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
@@ -47,31 +52,35 @@ def load_embedder(name: str | None = None, config: ModelsConfig = DEFAULTS) -> E
             hint="`lectern models list` shows the kinds.",
             field="embedder",
         )
-    if config.threads is not None:
-        import torch
-
-        torch.set_num_threads(config.threads)  # for the whole process: torch knows no other scope
-    return LocalEmbedder(resolved.card, ModelFolder(resolved.path), catalog.cache)
+    return LocalEmbedder(resolved.card, ModelFolder(resolved.path), catalog.cache, config.threads)
 
 
 class LocalEmbedder:
     """An embedding model whose weights are in a folder. Safe to call from several threads.
 
+    torch is imported by what embeds documents. A query does without where the model is of the BERT family and nothing
+    else has imported torch: the import takes longer than all that `lectern search` does.
+
     Args:
         card: what the catalog knows of it.
         folder: its files.
         cache: where the digest of its weights is remembered.
+        threads: threads for the whole process's torch; None: torch's own choice.
     """
 
-    def __init__(self, card: ModelCard, folder: ModelFolder, cache: Path) -> None:
+    def __init__(self, card: ModelCard, folder: ModelFolder, cache: Path, threads: int | None = None) -> None:
         recipe = read_recipe(folder, card)
         self._recipe = recipe
+        self._threads = threads
+        self._loading = threading.Lock()
+        self._loaded: tuple[str, BertEncoder | AutoEncoder] | None = None
         self._tokenizer = _tokenizer(recipe)
-        self._device, self._encoder = _encoder(recipe)
+        self._query = _query_encoder(recipe)
+        width = self._query.width if self._query else self._encoder()[1].width
         self._info = EmbedderInfo(
             id=_identity(recipe, cache),
             name=card.name,
-            dimensions=self._encoder.width,
+            dimensions=width,
             max_tokens=recipe.max_tokens,
             languages=card.languages,
             query_prefix=recipe.query_prefix,
@@ -84,11 +93,12 @@ class LocalEmbedder:
 
     def embed_documents(self, texts: Sequence[str]) -> Vectors:
         vectors = np.empty((len(texts), self._info.dimensions), dtype=np.float32)
+        budget = BATCH_TOKENS[self._encoder()[0]] if texts else 0
         for start in range(0, len(texts), WINDOW):
             window = texts[start : start + WINDOW]
             tokens = self._tokenize([self._info.document_prefix + text for text in _checked(window)])
             self._refuse_long(window, tokens, start)
-            for batch in token_budget_batches([len(ids) for ids in tokens], BATCH_TOKENS[self._device]):
+            for batch in token_budget_batches([len(ids) for ids in tokens], budget):
                 vectors[[start + i for i in batch]] = self._embed([tokens[i] for i in batch])
         return vectors
 
@@ -103,6 +113,9 @@ class LocalEmbedder:
             while end and encoding.special_tokens_mask[end - 1]:
                 end -= 1
             ids = ids[: end - excess] + ids[end:]
+        query = self._query
+        if query and query.usable and ids and "torch" not in sys.modules:
+            return self._finite(query(ids, self._recipe.pooling))
         vector: Vectors = self._embed([ids])[0]
         return vector
 
@@ -132,18 +145,30 @@ class LocalEmbedder:
 
         from framework.encoders.pooling import pool
 
+        device, encoder = self._encoder()
         lengths = [len(ids) for ids in tokens]
         longest = max(lengths)
         padded = np.zeros((len(tokens), longest), dtype=np.int64)
         for row, ids in zip(padded, tokens, strict=True):
             row[: len(ids)] = ids
         with torch.inference_mode():
-            sizes = torch.tensor(lengths, device=self._device)
-            hidden = self._encoder(torch.from_numpy(padded).to(self._device), sizes)
+            sizes = torch.tensor(lengths, device=device)
+            hidden = encoder(torch.from_numpy(padded).to(device), sizes)
             vectors: Vectors = pool(hidden, sizes, self._recipe.pooling).cpu().numpy()
+        return self._finite(vectors)
+
+    def _finite(self, vectors: Vectors) -> Vectors:
         if not np.isfinite(vectors).all():
             raise ModelUnavailable(f"{self._info.name} computes NaN: its weights are damaged.", hint="Fetch it again.")
         return vectors
+
+    def _encoder(self) -> tuple[str, BertEncoder | AutoEncoder]:
+        """The device and the encoder on it, loaded by the first call."""
+        if self._loaded is None:
+            with self._loading:
+                if self._loaded is None:
+                    self._loaded = _load_encoder(self._recipe, self._threads)
+        return self._loaded
 
 
 def _checked(texts: Sequence[str]) -> Sequence[str]:
@@ -179,21 +204,40 @@ def _tokenizer(recipe: Recipe) -> Tokenizer:
     return tokenizer
 
 
-def _encoder(recipe: Recipe) -> tuple[str, BertEncoder | AutoEncoder]:
+def _query_encoder(recipe: Recipe) -> BertQuery | None:
+    """What embeds a query without torch, its files checked; None: the model is of another family."""
+    if not bert_layout.supports(recipe.transformer.config):
+        return None
+    with _refusing_damage(recipe):
+        from framework.encoders.bert_query import BertQuery
+
+        return BertQuery(recipe.transformer.config, recipe.transformer.weights())
+
+
+def _load_encoder(recipe: Recipe, threads: int | None) -> tuple[str, BertEncoder | AutoEncoder]:
     """The device, and the encoder on it."""
     import torch
-    from safetensors import SafetensorError
 
-    from framework.encoders import bert
-
+    if threads is not None:
+        torch.set_num_threads(threads)  # for the whole process: torch knows no other scope
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config, files = recipe.transformer.config, recipe.transformer.weights()
-    try:
-        if bert.supports(config):
-            return device, bert.BertEncoder.load(config, files, device)
+    with _refusing_damage(recipe):
+        if bert_layout.supports(config):
+            from framework.encoders.bert import BertEncoder
+
+            return device, BertEncoder.load(config, files, device)
         from framework.encoders.auto import AutoEncoder
 
         return device, AutoEncoder(recipe.transformer.path, device)
+
+
+@contextmanager
+def _refusing_damage(recipe: Recipe) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         what = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise ModelUnavailable(
