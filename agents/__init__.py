@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agents.agent import Agent
-from agents.config import AgentConfig
+from agents.config import AgentConfig, QuotingConfig
 from agents.events import (
     Answer,
     AnswerDelta,
@@ -24,6 +24,7 @@ __all__ = [
     "AnswerDelta",
     "Budget",
     "Event",
+    "QuotingConfig",
     "RunFinished",
     "RunStarted",
     "StopReason",

@@ -11,7 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, runtime_checkable
 
-from agents.config import AgentConfig
+from agents.config import AgentConfig, QuotingConfig
 from agents.events import Answer, Event
 from agents.limits import Budget
 from framework.bridge import iterate_sync, run_sync
@@ -68,6 +68,7 @@ class Agent:
         mode: "quote" answers with the documents' own sentences, which any model can do; "write" lets the model write
             from numbered passages. Without knowledge the model always writes.
         budget: the most that one run may use.
+        quoting: how sentences are chosen, and when a question is declined.
         settings: None reads lectern.toml.
         tenant: None takes the settings'.
     """
@@ -81,6 +82,7 @@ class Agent:
         model: str | ChatModel | None = None,
         mode: Mode = "quote",
         budget: Budget = Budget(),  # noqa: B008  frozen
+        quoting: QuotingConfig = QuotingConfig(),  # noqa: B008  frozen
         settings: Settings | None = None,
         tenant: str | None = None,
     ) -> None:
@@ -97,6 +99,7 @@ class Agent:
         self.tools = tuple(tools)
         self.mode: Mode = mode
         self.budget = budget
+        self.quoting = quoting
         self._settings = settings
         self._tenant = tenant
         self._model = model
@@ -115,6 +118,7 @@ class Agent:
             model=config.model,
             mode=config.mode,
             budget=config.budget,
+            quoting=config.quoting,
             settings=settings,
         )
 
@@ -250,6 +254,7 @@ class Agent:
                     Executor(toolset),
                     shelves,
                     partial(self._chat_model, settings),
+                    self.quoting,
                 )
                 self._runner = runner = Runner(deps, Threads(settings.home))
             return runner

@@ -6,6 +6,40 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from agents.limits import Budget
+from framework.errors import CallerError
+
+MOST_CHOICES = 9  # one digit each
+
+
+@dataclass(frozen=True, slots=True)
+class QuotingConfig:
+    """Section `[agent.quoting]`: how to quote.
+
+    Attributes:
+        hits: passages that are read, best first.
+        sentences: most sentences to quote.
+        within: a further sentence is quoted if its score lies at most this far below the best one's.
+        threshold: least confidence to answer with; below it the question is declined.
+        choice: weight, beside `ORDER`, of the log-probability that the chat model chooses a sentence. At 0 it is not
+            asked: SmolLM2-135M takes the first sentence whatever it says, so its choice adds nothing (bench/LOG.md).
+        shortlist: sentences that the chat model chooses among, where it is asked; 9 at most.
+        language: of the documents, for stemming (ISO 639-1).
+
+    Raises:
+        CallerError: a shortlist that one digit can't number.
+    """
+
+    hits: int = 6
+    sentences: int = 3
+    within: float = 2.0
+    threshold: float = 0.45
+    choice: float = 0.0
+    shortlist: int = 6
+    language: str = "en"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shortlist <= MOST_CHOICES:
+            raise CallerError(f"shortlist must be 1 to {MOST_CHOICES}, got {self.shortlist}.", field="shortlist")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +54,7 @@ class AgentConfig:
         mode: "quote" answers with sentences of the documents; "write" lets the model write, with citations.
         model: a chat model's name; None: the one of `[models]`.
         budget: the most that one run may use.
+        quoting: how sentences are chosen, and when a question is declined.
     """
 
     name: str = "assistant"
@@ -29,3 +64,4 @@ class AgentConfig:
     mode: Literal["quote", "write"] = "quote"
     model: str | None = None
     budget: Budget = field(default_factory=Budget)
+    quoting: QuotingConfig = field(default_factory=QuotingConfig)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from agents.citations import Shelf
+from agents.config import QuotingConfig
 from agents.events import StopReason
 from agents.limits import Budget
 from agents.state import Run
@@ -37,6 +38,7 @@ class Deps:
     executor: Executor
     shelves: Mapping[str, Shelf]
     model: Callable[[], Awaitable[ChatModel]]
+    quoting: QuotingConfig
     thread_id: str = ""
     deadline: float = math.inf
 

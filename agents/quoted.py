@@ -108,7 +108,9 @@ async def quote_passages(run: Run, deps: Deps) -> Run:
     embedder = await asyncio.to_thread(_embedder, run.passages, deps)
     ranked = _best_first(run.passages)
     by_hit = {passage.hit.id: passage for passage in run.passages}
-    quotation = await choose_sentences(run.query or run.question, [passage.hit for passage in ranked], embedder)
+    model = await deps.model() if deps.quoting.choice else None
+    hits = [passage.hit for passage in ranked]
+    quotation = await choose_sentences(run.query or run.question, hits, embedder, model, deps.quoting)
     lines: list[str] = []
     citations: list[Citation] = []
     for sentence in quotation.sentences:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from agents.config import QuotingConfig
 from agents.evidence import FEATURES, Candidate, candidates, features, repeats
 from framework.documents import Hit
-from framework.errors import CallerError
 from framework.messages import user
 from framework.models.base import ChatModel, Choice, Embedder, GenerationParams, complete
 from framework.retrieval.bm25 import Analyzer
@@ -35,44 +35,12 @@ ORDER: Mapping[str, float] = {
 }
 # How much these of the best sentence, and its lead over the fourth, speak for its being an answer at all.
 ANSWER: Mapping[str, float] = {"bias": -3.64, "cosine": 4.32, "overlap_heading": 1.25, "lead": 0.35}
-MOST_CHOICES = 9  # one digit each
 _PROMPT = """Sentences:
 {sentences}
 0. None of these.
 
 Question: {question}
 Which sentence answers the question? Reply with its number only."""
-
-
-@dataclass(frozen=True, slots=True)
-class QuotingConfig:
-    """How to quote.
-
-    Attributes:
-        hits: passages that are read, best first.
-        sentences: most sentences to quote.
-        within: a further sentence is quoted if its score lies at most this far below the best one's.
-        threshold: least confidence to answer with; below it the question is declined.
-        choice: weight, beside `ORDER`, of the log-probability that the chat model chooses a sentence. At 0 it is not
-            asked: SmolLM2-135M takes the first sentence whatever it says, so its choice adds nothing (bench/LOG.md).
-        shortlist: sentences that the chat model chooses among, where it is asked; 9 at most.
-        language: of the documents, for stemming (ISO 639-1).
-
-    Raises:
-        CallerError: a shortlist that one digit can't number.
-    """
-
-    hits: int = 6
-    sentences: int = 3
-    within: float = 2.0
-    threshold: float = 0.45
-    choice: float = 0.0
-    shortlist: int = 6
-    language: str = "en"
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.shortlist <= MOST_CHOICES:
-            raise CallerError(f"shortlist must be 1 to {MOST_CHOICES}, got {self.shortlist}.", field="shortlist")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +79,7 @@ async def quote(
     hits: Sequence[Hit],
     embedder: Embedder,
     model: ChatModel | None = None,
-    config: QuotingConfig = QuotingConfig(),
+    config: QuotingConfig = QuotingConfig(),  # noqa: B008  frozen
 ) -> Quotation:
     """The one to `config.sentences` sentences that answer the question best, neighbours joined to one quotation.
 

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from agents.config import QuotingConfig
 from agents.evidence import FEATURES, Candidate, candidates, features
-from agents.quoting import ANSWER, ORDER, Quotation, QuotingConfig, choice, lead, quote, table
+from agents.quoting import ANSWER, ORDER, Quotation, choice, lead, quote, table
 from bench.quoting_data import Question, Task, reporting, tuning
 from framework.config import Settings
 from framework.documents import Hit, content_hash

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agents import Agent, AnswerDelta, Budget, ThoughtDelta, ToolCalled, ToolReturned
+from agents import Agent, AnswerDelta, Budget, QuotingConfig, ThoughtDelta, ToolCalled, ToolReturned
 from agents.finish import DECLINED
 from agents.prompting import search_query
 from framework.messages import assistant, user
@@ -51,6 +51,17 @@ async def test_the_answer_is_a_sentence_of_the_documents_and_the_model_is_not_as
 async def test_it_declines_where_no_passage_answers(quoting: Scripted) -> None:
     answer = await quoting()[0].arun(UNKNOWN)
     assert (answer.text, answer.stop, answer.supported, answer.citations) == (DECLINED, "declined", False, ())
+
+
+async def test_a_higher_threshold_declines_more(quoting: Scripted) -> None:
+    agent, _ = quoting(quoting=QuotingConfig(threshold=1.0))
+    assert (await agent.arun(QUESTION)).stop == "declined"
+
+
+async def test_a_model_whose_choice_has_weight_is_asked(quoting: Scripted) -> None:
+    agent, model = quoting(["1"], quoting=QuotingConfig(choice=1.0))
+    assert (await agent.arun(QUESTION)).stop == "answered"
+    assert isinstance(model.requests[0].constraint, Choice)
 
 
 async def test_it_declines_where_nothing_is_found(quoting: Scripted) -> None:

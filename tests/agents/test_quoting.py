@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from agents.config import QuotingConfig
 from agents.evidence import FEATURES, candidates, features, repeats
-from agents.quoting import ANSWER, ORDER, Quotation, QuotingConfig, choice, quote
+from agents.quoting import ANSWER, ORDER, Quotation, choice, quote
 from framework.documents import Chunk, Hit
 from framework.errors import CallerError
 from framework.messages import Completion, TokenLogprob, assistant
