@@ -34,7 +34,7 @@ class SearchResult:
     Attributes:
         mode: how it really ranked; "lexical" where the embedder could not read a hybrid search's query.
         asked: the k that was asked for.
-        shortfall: how many of them were not found, because nothing else matches the query and the filter.
+        shortfall: how many of them were not found, because nothing else matches the query and its filter.
         notices: what the reader should know about this result, as sentences.
         seconds: time taken, embedding included.
     """
@@ -116,7 +116,8 @@ class Retriever:
         hits, notices = self._rounds(plan)
         shortfall = plan.k - len(hits)
         if shortfall:
-            notices += (f"{len(hits)} of {plan.k} results: nothing else matches the query and the filter.",)
+            asked = "the query" if plan.filter is None else "the query and the filter"
+            notices += (f"{len(hits)} of {plan.k} results: nothing else matches {asked}.",)
         seconds = time.perf_counter() - started
         return SearchResult(tuple(hits), plan.mode, plan.k, shortfall, plan.notices + notices, seconds)
 

@@ -66,12 +66,13 @@ async def test_a_filter_is_applied_before_ranking() -> None:
     result = await memory_retriever(many(400), config=SearchConfig(pool=10)).search("copper", filter=Eq("row", 399))
     assert [hit.document_id for hit in (h.chunk for h in result.hits)] == ["d399"]
     assert result.shortfall == 7
+    assert result.notices == ("1 of 8 results: nothing else matches the query and the filter.",)
 
 
 async def test_a_short_answer_says_so() -> None:
     result = await memory_retriever([TOOLS]).search("hammer", k=5)
     assert (len(result.hits), result.shortfall) == (2, 3)
-    assert result.notices == ("2 of 5 results: nothing else matches the query and the filter.",)
+    assert result.notices == ("2 of 5 results: nothing else matches the query.",)
 
 
 async def test_stale_points_are_replaced_by_further_candidates() -> None:
