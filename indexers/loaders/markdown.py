@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 
 from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock
 from markdown_it.tree import SyntaxTreeNode
 
 from framework.documents import Scalar
 from indexers.loaders import front_matter
-from indexers.loaders.extracted import Extracted, Limits, TextBuilder
+from indexers.loaders.extracted import Extracted, Limits, TextBuilder, Unreadable
 from indexers.loaders.text import decode
 
 FENCE = re.compile(r"^[ \t]*(?:[-*+>] |\d+[.)] )*[ \t]*(`{3,}|~{3,})")
@@ -19,11 +20,16 @@ COMMENTED = re.compile(r"\{\{([<%])\s*comment\s*[>%]\}\}.*?\{\{\1\s*/comment\s*[
 NAMED = re.compile(r"\b(?:title|header|caption|label|name)\s*=\s*(\"[^\"]*\"|'[^']*')")
 HEADING_ID = re.compile(r"[ \t]*\{#[\w.:-]+[^{}]*\}[ \t]*$|[ \t]*\{\.[\w.:-]+[^{}]*\}[ \t]*$")
 ALERT = re.compile(r"^\[!(\w+)\][+-]?[ \t]*(.*)$", re.MULTILINE)
+MAX_DEPTH = 100  # a quotation is one level, a list two
 WIDE = re.compile("[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
 
 
 def load(data: bytes, limits: Limits) -> Extracted:
-    """A Markdown file. The title comes from the front matter, else from a first heading of level one."""
+    """A Markdown file. The title comes from the front matter, else from a first heading of level one.
+
+    Raises:
+        Unreadable: it nests too deep to be read whole.
+    """
     metadata, body = front_matter.split(decode(data))
     tree = SyntaxTreeNode(_parser().parse(_without_shortcodes(body, metadata)))
     builder = TextBuilder()
@@ -35,7 +41,17 @@ def load(data: bytes, limits: Limits) -> Extracted:
 
 
 def _parser() -> MarkdownIt:
-    return MarkdownIt("commonmark", {"maxNesting": 40}).enable(["table", "strikethrough"])
+    # A list adds two levels at once, so that the parser's own limit, which drops text in silence, is never reached.
+    parser = MarkdownIt("commonmark", {"maxNesting": MAX_DEPTH + 2}).enable(["table", "strikethrough"])
+    parser.block.ruler.before("table", "depth", _check_depth)
+    return parser
+
+
+def _check_depth(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """A rule that takes no block: it is asked first about each."""
+    if state.level >= MAX_DEPTH:
+        raise Unreadable(f"Its lists and quotations nest deeper than {MAX_DEPTH} levels.")
+    return False
 
 
 def _emit(node: SyntaxTreeNode, builder: TextBuilder) -> None:

@@ -46,6 +46,24 @@ def make_pdf(pages: list[list[str]], title: str = "", content: bytes | None = No
 
 
 class TestMarkdown:
+    @pytest.mark.parametrize(
+        "deep",
+        [
+            "> " * 5000 + "deep",
+            "- " * 5000 + "deep",
+            "> - " * 60 + "deep",
+            "\n".join("  " * n + "- deep" for n in range(90)),
+        ],
+    )
+    @pytest.mark.parametrize("source", ["{}\n", "# Title\n\nBefore.\n\n{}\n\nAfter.\n"])
+    def test_text_below_the_depth_that_can_be_read_is_not_dropped_in_silence(self, source: str, deep: str) -> None:
+        with pytest.raises(Unreadable, match="nest deeper than 100 levels"):
+            md(source.format(deep))
+
+    @pytest.mark.parametrize("mark", ["> " * 99, "- " * 49])
+    def test_deep_text_is_read(self, mark: str) -> None:
+        assert md(f"Before.\n\n{mark}deep\n\nAfter.").text.split()[-2:] == ["deep", "After."]
+
     def test_markup_goes_and_structure_stays(self) -> None:
         found = md(
             "# The *title* {#top}\n\nA [link](http://x), `code` and **bold**\nover two lines.  \nA new line.\n\n"
@@ -122,7 +140,7 @@ class TestMarkdown:
 
     @pytest.mark.parametrize("bomb", ["[" * 9_000, "> " * 9_000, "*a_ " * 5_000, "# a\n" * 3_000, "- " * 9_000])
     def test_hostile_markdown_is_read_or_refused_but_does_not_break(self, bomb: str) -> None:
-        with contextlib.suppress(RecursionError):
+        with contextlib.suppress(RecursionError, Unreadable):
             md(bomb)
 
 
