@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +24,79 @@ from framework.errors import NotFound, OperatorError, StoreCorrupt
 from framework.models.base import Vectors
 from framework.retrieval.store import Space
 from indexers import rows
-from indexers.rows import CHUNK, COLLECTION, DOCUMENT, HITS, OWNER, Collection, FileFacts, Indexed, Known
+from indexers.rows import CHUNK, COLLECTION, DOCUMENT, HITS, OWNER, RESTORE, Collection, FileFacts, Indexed, Known
 from indexers.schema import migrate
+
+# What SQLite says of a file that holds something else than was written. "error" is said of tables that are not there.
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_FORMAT)
+DOING = {"PRAGMA": "opened", "SELECT": "read"}
+
+
+@contextmanager
+def _reporting(path: Path, doing: str) -> Iterator[None]:
+    """What SQLite raises, as an error for the operator.
+
+    Raises:
+        StoreCorrupt: the file is damaged.
+        OperatorError: it is locked, the disk is full or fails, or the file may not be read or written.
+    """
+    try:
+        yield
+    except (sqlite3.IntegrityError, sqlite3.ProgrammingError):
+        raise  # a defect of ours, or a library closed meanwhile
+    except sqlite3.DatabaseError as error:
+        # Python gives no code where text is not in UTF-8.
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        message = f"The manifest {path} can't be {doing}: {error}."
+        if code in DAMAGED:
+            raise StoreCorrupt(message, hint=RESTORE) from error
+        raise OperatorError(message) from error
+
+
+class _Cursor(sqlite3.Cursor):
+    """Every statement on the manifest, and every row that is read, goes through here."""
+
+    connection: _Connection
+    doing = "read"
+
+    def execute(self, sql: str, parameters: Any = ()) -> _Cursor:
+        self.doing = DOING.get(sql.split(maxsplit=1)[0], "written")
+        with _reporting(self.connection.path, self.doing):
+            super().execute(sql, parameters)
+        return self
+
+    def executemany(self, sql: str, parameters: Iterable[Any]) -> _Cursor:
+        self.doing = "written"
+        with _reporting(self.connection.path, self.doing):
+            super().executemany(sql, parameters)
+        return self
+
+    def fetchone(self) -> Any:
+        with _reporting(self.connection.path, self.doing):
+            return super().fetchone()
+
+    def fetchall(self) -> list[Any]:
+        with _reporting(self.connection.path, self.doing):
+            return super().fetchall()
+
+    def __next__(self) -> Any:
+        try:
+            return super().__next__()
+        except sqlite3.Error:
+            with _reporting(self.connection.path, self.doing):
+                raise
+
+
+class _Connection(sqlite3.Connection):
+    def __init__(self, path: Path, **options: Any) -> None:
+        super().__init__(path, **options)
+        self.path = path
+
+    def execute(self, sql: str, parameters: Any = ()) -> _Cursor:
+        return self.cursor(_Cursor).execute(sql, parameters)
+
+    def executemany(self, sql: str, parameters: Iterable[Any]) -> _Cursor:
+        return self.cursor(_Cursor).executemany(sql, parameters)
 
 
 class Manifest:
@@ -46,13 +118,11 @@ class Manifest:
         self.check_open()
         found: sqlite3.Connection | None = getattr(self._local, "connection", None)
         if found is None:
-            try:
-                found = sqlite3.connect(self.path, timeout=30.0, isolation_level=None, check_same_thread=False)
-                found.execute("PRAGMA journal_mode = WAL")
-                found.execute("PRAGMA synchronous = FULL")
-                found.execute("PRAGMA foreign_keys = ON")
-            except sqlite3.Error as error:
-                raise StoreCorrupt(f"The manifest {self.path} can't be opened: {error}.") from error
+            with _reporting(self.path, "opened"):
+                found = _Connection(self.path, timeout=30.0, isolation_level=None, check_same_thread=False)
+            found.execute("PRAGMA journal_mode = WAL")
+            found.execute("PRAGMA synchronous = FULL")
+            found.execute("PRAGMA foreign_keys = ON")
             self._local.connection = found
             with self._lock:
                 self._open.append(found)
@@ -60,24 +130,17 @@ class Manifest:
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
-        """One transaction; all of it or nothing.
-
-        Raises:
-            OperatorError: the disk is full, or the file can't be written.
-        """
+        """One transaction; all of it or nothing."""
         with self._lock:
             connection = self._connection
+            connection.execute("BEGIN IMMEDIATE")
             try:
-                connection.execute("BEGIN IMMEDIATE")
-                try:
-                    yield connection
-                    connection.execute("COMMIT")
-                except BaseException:
-                    if connection.in_transaction:
-                        connection.execute("ROLLBACK")
-                    raise
-            except sqlite3.OperationalError as error:
-                raise OperatorError(f"The manifest {self.path} can't be written: {error}.") from error
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
 
     def check_open(self) -> None:
         if self._closed:

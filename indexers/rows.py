@@ -6,14 +6,17 @@ import json
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, TypeAlias
+from functools import lru_cache, wraps
+from typing import Any, TypeAlias, TypeVar
 
 from framework.documents import Chunk, Document, Hit, Metadata, Section
+from framework.errors import StoreCorrupt
 from framework.retrieval.store import Space
 
+T = TypeVar("T")
+RESTORE = "Restore it from a backup, or move it away and make its collections anew: lectern index PATH -c NAME"
 Row: TypeAlias = tuple[Any, ...]
 COLLECTION = "id, tenant, name, space, embedder_name, chunker"
 DOCUMENT = "document_id, text, title, source, media_type, metadata, sections, page_starts"
@@ -72,11 +75,28 @@ class Indexed:
     ids: Sequence[str]
 
 
+def _whole(read: Callable[[Row], T]) -> Callable[[Row], T]:
+    """`read` as a function that tells of a damaged row: SQLite keeps no checksums and hands out what it finds."""
+
+    @wraps(read)
+    def told(row: Row) -> T:
+        try:
+            return read(row)
+        except (ValueError, TypeError, zlib.error) as error:
+            raise StoreCorrupt(
+                f"The manifest holds a damaged row, of {row[0]!r:.80}: {error}.", hint=RESTORE
+            ) from error
+
+    return told
+
+
+@_whole
 def collection(row: Row) -> Collection:
     """A row of the columns COLLECTION."""
     return Collection(row[0], row[1], row[2], Space(**json.loads(row[3])), row[4], row[5])
 
 
+@_whole
 def document(row: Row) -> Document:
     """A row that starts with the columns DOCUMENT."""
     id, text, title, source, media_type, metadata, sections, page_starts = row[:8]
@@ -92,12 +112,14 @@ def document(row: Row) -> Document:
     )
 
 
+@_whole
 def chunk(row: Row) -> Chunk:
     """A row that starts with the columns CHUNK."""
     _, first, last, ordinal, occurrence, context, heading_path, page, text, document_id = row[:10]
     return Chunk(document_id, text, first, last, ordinal, occurrence, context, _path(heading_path), page)
 
 
+@_whole
 def hit(row: Row) -> Hit:
     """A row of HITS."""
     version, title, source, metadata = row[10:]

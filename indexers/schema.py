@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
 
-from framework.errors import StoreCorrupt
+from framework.errors import OperatorError, StoreCorrupt
 
 MIGRATIONS = (
     """
@@ -75,7 +75,7 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[str] = MIGRATIO
                 connection.execute(f"PRAGMA user_version = {number + 1}")
             connection.execute("COMMIT")
         except BaseException:
-            with suppress(sqlite3.Error):
+            with suppress(sqlite3.Error, OperatorError):
                 connection.execute("ROLLBACK")
             raise
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +152,75 @@ def test_a_file_that_is_no_manifest_is_told(tmp_path: Path) -> None:
     path.write_text("This is a text file, long enough to be taken for a header." * 20)
     with pytest.raises(StoreCorrupt, match=r"manifest\.sqlite can't be opened"):
         Manifest(path)
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, docs: Path) -> Path:
+    """A home whose manifest has garbage in all pages but the first two."""
+    for number in range(200):
+        (docs / f"{number}.txt").write_text(f"Note {number}. " + f"{number * 7919} " * 500)
+    home = tmp_path / "home"
+    with Library(home, MemoryStore(), HashEmbedder()) as library:
+        library.index([docs], "docs")
+    path = home / "manifest.sqlite"
+    data = path.read_bytes()
+    assert len(data) > 40 * 4096
+    path.write_bytes(data[:8192] + b"\xa5" * (len(data) - 8192))
+    return home
+
+
+def test_a_damaged_manifest_is_told_by_reads_and_writes_alike(damaged: Path, docs: Path) -> None:
+    with Library(damaged, MemoryStore(), HashEmbedder()) as library:
+        calls: list[Callable[[], object]] = [
+            library.collections,
+            lambda: library.index([docs], "docs"),
+            lambda: library.verify("docs"),
+            lambda: library.retriever("docs"),
+            lambda: library.manifest.hits("default", "docs", ["x"]),
+            lambda: library.manifest.create_collection("default", "new", SPACE, "name", "chunker"),
+        ]
+        for call in calls:
+            with pytest.raises(StoreCorrupt, match=r"manifest\.sqlite can't be .*Restore it from a backup, or move"):
+                call()
+
+
+def test_damage_that_shows_only_at_a_later_row_is_told(manifest: Manifest, collection: Collection) -> None:
+    manifest.intend(collection, [f"point {number:06}" for number in range(20_000)])
+    manifest.close()
+    data = bytearray(manifest.path.read_bytes())
+    at = data.rindex(b"point 015000")
+    data[at // 4096 * 4096 : (at // 4096 + 1) * 4096] = b"\xff" * 4096
+    manifest.path.write_bytes(data)
+    with pytest.raises(StoreCorrupt, match="can't be read: database disk image is malformed"):
+        Manifest(manifest.path).pending(collection)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE documents SET text = x'00112233'",
+        "UPDATE documents SET metadata = '{'",
+        "UPDATE documents SET metadata = CAST(x'7bff' AS TEXT)",
+        "DROP TABLE documents",
+    ],
+)
+def test_a_row_that_makes_no_sense_is_told(manifest: Manifest, collection: Collection, damage: str) -> None:
+    add(manifest, collection, "d", "one", ["p1"])
+    manifest._connection.execute("PRAGMA foreign_keys = OFF")
+    manifest._connection.execute(damage)
+    with pytest.raises(StoreCorrupt, match="Restore it from a backup"):
+        manifest.document("t", "docs", "d")
+
+
+def test_a_locked_manifest_is_not_called_damaged(manifest: Manifest, collection: Collection) -> None:
+    other = Manifest(manifest.path)
+    other._connection.execute("PRAGMA busy_timeout = 1")
+    manifest._connection.execute("BEGIN IMMEDIATE")
+    with pytest.raises(OperatorError, match="can't be written: database is locked") as caught:
+        other.remove_collection("t", "docs")
+    assert not isinstance(caught.value, StoreCorrupt)
+    manifest._connection.execute("ROLLBACK")
+    other.remove_collection("t", "docs")
 
 
 def test_a_full_disk_is_loud_and_leaves_the_old_state(tmp_path: Path, docs: Path) -> None:
