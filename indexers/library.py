@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from framework.config import Settings
 from framework.documents import Document
-from framework.errors import CallerError, Conflict, NotFound
+from framework.errors import CallerError, Conflict, NotFound, StoreCorrupt
 from framework.models.base import Embedder
 from framework.retrieval.bm25 import VERSION
 from framework.retrieval.checks import check_name
@@ -38,12 +38,15 @@ TERMS_PER_TOKEN = 0.5
 
 
 def open_library(settings: Settings | None = None, tenant: str | None = None) -> Library | LoopbackLibrary:
-    """The library for commands and agents: through the server where one holds the store, else opened here."""
-    from indexers.loopback import LoopbackLibrary, find_server
+    """The library for commands and agents: through the server where one holds the store, else opened here.
+
+    Where nothing listens at a server's address, the store's own lock tells whether that server is alive after all.
+    """
+    from indexers.loopback import LoopbackLibrary, find_server, refuses
 
     settings = settings or Settings.load()
     server = find_server(settings.home)
-    if server is None:
+    if server is None or refuses(server):
         return Library.open(settings, tenant)
     return LoopbackLibrary(server, tenant or settings.core.tenant, settings)
 
@@ -127,11 +130,12 @@ class Library:
 
         Raises:
             NotFound: the tenant has no such collection.
+            StoreCorrupt: the store has lost it.
         """
         from framework.retrieval.retriever import Retriever
 
         self.manifest.check_open()
-        self.manifest.collection(self.tenant, collection)
+        self._check_stored(self.manifest.collection(self.tenant, collection))
         if config is None and self._settings is not None:
             config = self._settings.section("search", SearchConfig)
         return Retriever(self.store, self.corpus, self.embedder, self.tenant, collection, config or SearchConfig())
@@ -292,9 +296,11 @@ class Library:
 
         Raises:
             NotFound: no such collection or document.
+            StoreCorrupt: the store has lost the collection.
         """
         with self._run(collection):
             found = self.manifest.collection(self.tenant, collection)
+            self._check_stored(found)
             if document_id not in self.manifest.known(found):
                 raise NotFound(
                     f"There is no document {document_id!r} in the collection {collection!r}.",
@@ -364,6 +370,16 @@ class Library:
         self.store.drop(self.tenant, name)
         self.store.create(self.tenant, name, space)
         return made
+
+    def _check_stored(self, collection: Collection) -> None:
+        """Raises StoreCorrupt where the manifest has the collection and the store does not."""
+        try:
+            self.store.space(self.tenant, collection.name)
+        except NotFound as error:
+            raise StoreCorrupt(
+                f"The store has lost the collection {collection.name!r}; the text of its documents is still there.",
+                hint=f"Make its points again from that: lectern index verify -c {collection.name} --repair",
+            ) from error
 
     def _has_space(self, collection: Collection) -> bool:
         try:

@@ -11,6 +11,7 @@ import http.client
 import inspect
 import json
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FILE_NAME = "server.json"
+CLOCK_SECONDS = 2.0  # a process's start is known no better than the time at which the machine came up
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +53,44 @@ class ServerAddress:
 
 
 def find_server(home: Path) -> ServerAddress | None:
-    """The server that holds this home's store; the file of a process that is gone, or of this one, doesn't count."""
+    """The server that holds this home's store.
+
+    The file of a process that is gone, or of this one, doesn't count, nor does one older than the process of its id.
+    """
     try:
-        found = json.loads((home / FILE_NAME).read_text(encoding="utf-8"))
+        path = home / FILE_NAME
+        written = path.stat().st_mtime
+        found = json.loads(path.read_text(encoding="utf-8"))
         address = ServerAddress(int(found["pid"]), str(found["url"]), str(found["token"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return address if address.pid != os.getpid() and _wrote(address.pid, written) else None
+
+
+def _wrote(pid: int, written: float) -> bool:
+    """Whether the process lives that had this id at that time."""
+    import psutil
+
     try:
-        os.kill(address.pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass  # alive, and another user's
-    return None if address.pid == os.getpid() else address
+        process = psutil.Process(pid)
+        started: float = process.create_time()
+        return bool(process.status() != psutil.STATUS_ZOMBIE) and started <= written + CLOCK_SECONDS
+    except (psutil.NoSuchProcess, ValueError, OverflowError):
+        return False
+    except psutil.AccessDenied:
+        return True  # alive, and another user's
+
+
+def refuses(address: ServerAddress) -> bool:
+    """Whether nothing listens at the address, although the process lives that the file names."""
+    place = urlsplit(address.url)
+    try:
+        with socket.create_connection((place.hostname or "127.0.0.1", place.port or 80), timeout=10):
+            return False
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False  # the first call says what is wrong
 
 
 class LoopbackLibrary:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from framework.cli import root
+from framework.config import Settings
 from framework.documents import Chunk, Hit
-from framework.errors import LecternError
+from framework.errors import LecternError, StoreCorrupt
 from framework.models import embedders
 from framework.retrieval.qdrant import EdgeStore
 from framework.testing.fakes import HashEmbedder
@@ -182,3 +184,16 @@ def test_the_embedded_store_is_closed_with_the_library(tmp_path: Path, docs: Pat
     store = EdgeStore(tmp_path / "home" / "store")
     assert store.count("default", "docs") == 5
     store.close()
+
+
+def test_a_lost_store_directory_is_told_and_repaired(settings: Settings) -> None:
+    lectern("index", "docs", "-c", "docs")
+    found = lectern("search", "refund", "-c", "docs").output
+    shutil.rmtree(settings.home / "store")
+    failed = CliRunner().invoke(root, ["search", "refund", "-c", "docs"], standalone_mode=False)
+    assert isinstance(failed.exception, StoreCorrupt)
+    command = failed.exception.hint.partition(": ")[2].split()
+    assert command == ["lectern", "index", "verify", "-c", "docs", "--repair"]
+    lectern(*command[1:])
+    again = lectern("search", "refund", "-c", "docs").output
+    assert again.splitlines()[:-1] == found.splitlines()[:-1]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict
@@ -176,12 +180,47 @@ def test_only_a_living_servers_file_counts(tmp_path: Path, settings: Settings) -
     for text in ("{", "[]", '{"pid": "x"}', json.dumps({"pid": 2**22 + 1, "url": "http://127.0.0.1:1", "token": "t"})):
         file.write_text(text)
         assert find_server(home) is None
-    file.write_text(json.dumps({"pid": os.getppid(), "url": "http://127.0.0.1:1", "token": "t"}))
-    assert find_server(home) == ServerAddress(os.getppid(), "http://127.0.0.1:1", "t")
-    with open_library(settings) as opened:
-        assert isinstance(opened, LoopbackLibrary)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        file.write_text(json.dumps({"pid": os.getppid(), "url": url, "token": "t"}))
+        assert find_server(home) == ServerAddress(os.getppid(), url, "t")
+        with open_library(settings) as opened:
+            assert isinstance(opened, LoopbackLibrary)
     with suppress(FileNotFoundError):
         file.unlink()
     with open_library(settings, "other") as opened:
         assert isinstance(opened, Library)
         assert opened.tenant == "other"
+
+
+def test_the_file_of_a_killed_server_whose_id_is_used_again_does_not_count(settings: Settings) -> None:
+    settings.home.mkdir(parents=True)
+    file = settings.home / "server.json"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        file.write_text(json.dumps({"pid": other.pid, "url": "http://127.0.0.1:1", "token": "t"}))
+        assert find_server(settings.home) is not None
+        before = time.time() - 60
+        os.utime(file, (before, before))
+        assert find_server(settings.home) is None
+        other.communicate(b"\n")
+
+
+def test_the_file_of_a_zombie_does_not_count(settings: Settings) -> None:
+    settings.home.mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as killed:
+        address = {"pid": killed.pid, "url": "http://127.0.0.1:1", "token": "t"}
+        (settings.home / "server.json").write_text(json.dumps(address))
+        killed.kill()
+        os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # dead, and not reaped
+        assert find_server(settings.home) is None
+
+
+def test_where_nothing_listens_the_library_is_opened_here(settings: Settings) -> None:
+    settings.home.mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    (settings.home / "server.json").write_text(json.dumps({"pid": os.getppid(), "url": url, "token": "t"}))
+    assert find_server(settings.home) is not None
+    with open_library(settings) as opened:
+        assert isinstance(opened, Library)
+        assert opened.collections() == []

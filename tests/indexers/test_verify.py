@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from framework.bridge import run_sync
+from framework.errors import StoreCorrupt
 from framework.retrieval.store import Point, SparseVector
 from indexers.library import Library
 
@@ -71,3 +73,14 @@ def test_a_store_that_is_gone_is_made_again(indexed: Library) -> None:
     assert (report.points, len(report.missing)) == (0, 5)
     assert indexed.verify("docs", repair=True).ok
     assert indexed.verify("docs").points == 5
+
+
+def test_a_collection_that_the_store_lost_names_its_repair(indexed: Library) -> None:
+    indexed.store.drop("default", "docs")
+    told = r"store has lost the collection 'docs'.*lectern index verify -c docs --repair"
+    with pytest.raises(StoreCorrupt, match=told):
+        indexed.retriever("docs")
+    with pytest.raises(StoreCorrupt, match=told):
+        indexed.remove_document("docs", "docs/notes.txt")
+    assert indexed.verify("docs", repair=True).ok
+    assert run_sync(indexed.retriever("docs").search("refund", mode="lexical")).hits
