@@ -69,13 +69,13 @@ def blocks(text: str, span: Span) -> Iterator[Span]:
 def _units(text: str, block: Span, tokens: Tokens, limit: int) -> Iterator[Span]:
     for unit in lines_or_sentences(text, block):
         if tokens.count(unit) <= limit:
-            yield from _short(unit, limit)
+            yield from _short(text, unit, limit)
             continue
         for word in _matches(WORD, text, unit):
             if tokens.count(word) <= limit:
-                yield from _short(word, limit)
+                yield from _short(text, word, limit)
             else:
-                yield from _cut(word, tokens, limit)
+                yield from _cut(text, word, tokens, limit)
 
 
 def lines_or_sentences(text: str, block: Span) -> Iterator[Span]:
@@ -92,18 +92,18 @@ def lines_or_sentences(text: str, block: Span) -> Iterator[Span]:
     yield from trimmed(text, (start, block[1]))
 
 
-def _cut(word: Span, tokens: Tokens, limit: int) -> Iterator[Span]:
+def _cut(text: str, word: Span, tokens: Tokens, limit: int) -> Iterator[Span]:
     """A word longer than the limit, cut at token borders."""
     borders = [word[0], *tokens.borders(word)][::limit]
     for start, end in zip(borders, [*borders[1:], word[1]], strict=True):
-        yield from _short((start, end), limit)
+        yield from _short(text, (start, end), limit)
 
 
-def _short(span: Span, limit: int) -> Iterator[Span]:
+def _short(text: str, span: Span, limit: int) -> Iterator[Span]:
     """A span no longer than text can be in so many tokens: an unknown word counts as one, however long."""
     step = limit * MAX_CHARACTERS_PER_TOKEN
     for start in range(*span, step):
-        yield start, min(start + step, span[1])
+        yield from trimmed(text, (start, min(start + step, span[1])))
 
 
 def _matches(pattern: re.Pattern[str], text: str, span: Span) -> Iterator[Span]:
