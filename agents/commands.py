@@ -46,7 +46,12 @@ def agent_options(command: F) -> F:
 def _agent(
     settings: Settings, collections: tuple[str, ...], tools: tuple[str, ...], mode: Any, model: str | None
 ) -> Agent:
-    """The configured agent, with what the options say instead."""
+    """The configured agent, with what the options say instead; a model that does not exist is refused here."""
+    from framework.models.chat import check_chat
+    from framework.models.config import ModelsConfig
+
+    if model is not None:
+        check_chat(model, settings.section("models", ModelsConfig))
     config = settings.section("agent", AgentConfig)
     chosen = {"collections": collections, "tools": tools, "mode": mode, "model": model}
     return Agent.from_config(replace(config, **{key: value for key, value in chosen.items() if value}), settings)

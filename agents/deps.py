@@ -47,6 +47,10 @@ class Deps:
         """Whether answers are quotations; without knowledge there is nothing to quote."""
         return self.mode == "quote" and bool(self.shelves)
 
+    async def guided(self) -> bool:
+        """Whether the model has to be led to its tool calls."""
+        return bool(getattr(await self.model(), "guided", False))
+
     @property
     def other_tools(self) -> tuple[ToolSpec, ...]:
         """The tools that are no searches of knowledge."""
@@ -62,8 +66,8 @@ class Deps:
 
     def room(self, run: Run, prompt_tokens: int, model: ChatModel) -> int:
         """The most tokens that the model may write, by budget and context."""
-        left = self.budget.tokens - run.usage.total_tokens
-        return max(1, min(left, model.context_length) - prompt_tokens)
+        left = min(self.budget.tokens - run.usage.total_tokens, model.context_length) - prompt_tokens
+        return max(1, min(left, self.budget.turn_tokens))
 
     def time_left(self) -> float:
         return self.deadline - time.monotonic()

@@ -23,8 +23,8 @@ async def conclude(run: Run, deps: Deps) -> tuple[Run, str]:
     """The run with its citations and notices, and the text that is still to be said."""
     if run.stop == "answered" and run.citations:
         return run, ""
-    if deps.quotes and run.findings and run.stop == "answered":
-        return run.noting(UNQUOTED), f"According to the tool {run.findings[-1]}"
+    if run.chosen and run.findings and run.stop == "answered":
+        return run.noting(UNQUOTED if deps.shelves else ""), f"According to the tool {run.findings[-1]}"
     if run.stop == "declined":
         return run, f"I could not search. {run.failure}" if run.failure and not run.passages else DECLINED
     if run.stop != "answered" and not run.text:
@@ -65,7 +65,8 @@ def _sentence(stop: StopReason | None, budget: Budget) -> str:
         case "tool_calls":
             return f"I stopped before I had an answer: the limit of {budget.tool_calls} tool calls was reached."
         case "tokens":
-            return f"I stopped before I had an answer: the limit of {budget.tokens} tokens was reached."
+            limits = f"{budget.tokens} tokens, {budget.turn_tokens} of them in one turn,"
+            return f"I stopped before I had an answer: the limit of {limits} was reached."
         case "seconds":
             return f"I stopped before I had an answer: the limit of {budget.seconds:g} seconds was reached."
         case "repeated_call":

@@ -21,6 +21,7 @@ class Budget:
         steps: turns of the model. Its last one is given no tools, so that it has to answer.
         tool_calls: calls made; further ones are refused, and the model gets one turn to answer without tools.
         tokens: prompt and completion tokens of all turns together.
+        turn_tokens: completion tokens of one turn: a small model may repeat itself without end.
         seconds: wall-clock time. A run that is resumed after a crash starts this clock anew, and only this one.
 
     Raises:
@@ -30,6 +31,7 @@ class Budget:
     steps: int = 8
     tool_calls: int = 12
     tokens: int = 20_000
+    turn_tokens: int = 1024
     seconds: float = 120.0
 
     def __post_init__(self) -> None:
@@ -37,6 +39,7 @@ class Budget:
             ("steps", self.steps, 1),
             ("tool_calls", self.tool_calls, 0),
             ("tokens", self.tokens, 1),
+            ("turn_tokens", self.turn_tokens, 1),
         ):
             if value < least:
                 raise CallerError(f"budget.{name} must be {least} or more, got {value!r}.", field=f"budget.{name}")

@@ -35,7 +35,9 @@ async def think(state: State, runtime: Runtime[Deps]) -> Json:
     """The model's turn: it calls tools, or writes the answer. With knowledge it has to search first."""
     run, deps = load(Run, state["run"]), runtime.context
     model = await deps.model()
-    tools = () if run.barred or run.steps + 1 >= deps.budget.steps > 1 else deps.executor.toolset.specs
+    last = run.steps + 1 >= deps.budget.steps > 1
+    led = await deps.guided() and (run.steps > 0 or bool(run.passages))  # its calls were made for it
+    tools = () if run.barred or last or led else deps.executor.toolset.specs
     head = instructions("write" if deps.shelves else "plain", deps.name, deps.instructions)
     prompt, size, notice = assemble_messages(head, messages(state.get("turns", [])), run, model, tools)
     run = run.noting(notice)
@@ -91,7 +93,7 @@ async def observe(state: State, runtime: Runtime[Deps]) -> Json:
         message = Message("tool", content, tool_call_id=asked.call.id, name=asked.call.name)
         run = replace(run, messages=(*run.messages, message))
     run = replace(run, asked=())
-    if deps.quotes and run.findings:
+    if run.chosen and run.findings:
         run = replace(run, stop="answered")
     elif deps.time_left() <= 0:
         run = replace(run, stop="seconds")

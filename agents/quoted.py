@@ -66,9 +66,11 @@ async def choose(state: State, runtime: Runtime[Deps]) -> Json:
     )
     run = replace(run, steps=run.steps + 1, usage=run.usage + turn.usage)
     chosen = turn.message.content.strip()
-    if turn.timed_out or chosen not in names:
-        return {"run": dump(replace(run, stop="seconds" if turn.timed_out else "declined"))}
-    return {"run": dump(replace(run, chosen=chosen))}
+    if turn.timed_out:
+        return {"run": dump(replace(run, stop="seconds"))}
+    if chosen in names:
+        return {"run": dump(replace(run, chosen=chosen))}
+    return {"run": dump(replace(run, stop="declined") if deps.shelves else run)}
 
 
 async def call(state: State, runtime: Runtime[Deps]) -> Json:

@@ -7,6 +7,9 @@ A quoting agent searches by itself, and turns to other tools where no passage an
     START ─▶ seek ─▶ act ─▶ observe ─▶ quote ─▶ answer
                                          └─▶ choose ─▶ call ─▶ act ─▶ observe ─▶ answer
 
+A model that is too small to call tools by itself (`ChatModel.guided`) gets the search made for it too, before it
+thinks, and starts with `choose` where there is nothing to search.
+
 After each step the state is stored, so that a run that was killed goes on with the step that it was in.
 """
 
@@ -43,20 +46,25 @@ def react() -> Graph:
     graph.add_node("choose", choose)
     graph.add_node("call", call)
     graph.add_node("answer", answer)
-    graph.add_conditional_edges(START, first, ["seek", "think"])
+    graph.add_conditional_edges(START, first, ["seek", "think", "choose"])
     for asking in ("seek", "think", "call"):
         graph.add_conditional_edges(asking, calls, ["act", "observe", "answer"])
     graph.add_edge("act", "observe")
     graph.add_conditional_edges("observe", after_results, ["think", "quote", "call", "answer"])
     graph.add_conditional_edges("quote", choose_or_answer, ["choose", "answer"])
-    graph.add_conditional_edges("choose", call_or_answer, ["call", "answer"])
+    graph.add_conditional_edges("choose", call_or_answer, ["call", "think", "answer"])
     graph.add_edge("answer", END)
     return graph.compile()
 
 
 async def first(state: State, runtime: Runtime[Deps]) -> str:
-    """A quoting agent searches by itself; any other starts with the model."""
-    return "seek" if runtime.context.quotes else "think"
+    """A quoting agent searches by itself; any other starts with the model, unless that has to be led."""
+    deps = runtime.context
+    if deps.quotes:
+        return "seek"
+    if not deps.executor.toolset.specs or not await deps.guided():
+        return "think"
+    return "seek" if deps.shelves else "choose"
 
 
 async def calls(state: State) -> list[Send] | str:
@@ -77,9 +85,9 @@ async def after_results(state: State, runtime: Runtime[Deps]) -> str:
     run = load(Run, state["run"])
     if run.stop:
         return "answer"
-    if not runtime.context.quotes:
-        return "think"
-    return "call" if run.chosen else "quote"
+    if run.chosen:
+        return "call"
+    return "quote" if runtime.context.quotes else "think"
 
 
 async def choose_or_answer(state: State) -> str:
@@ -88,5 +96,8 @@ async def choose_or_answer(state: State) -> str:
 
 
 async def call_or_answer(state: State) -> str:
-    """The chosen tool is called."""
-    return "answer" if load(Run, state["run"]).stop else "call"
+    """The chosen tool is called; with none chosen, and nothing to search, the model answers by itself."""
+    run = load(Run, state["run"])
+    if run.stop:
+        return "answer"
+    return "call" if run.chosen else "think"

@@ -23,6 +23,8 @@ def serve(**options: Any) -> None:
     While it runs, `lectern index` and `lectern search` go through it.
     """
     from framework.config import Settings
+    from framework.models.chat import check_chat
+    from framework.models.config import ModelsConfig
     from server.config import ServerConfig
     from server.serving import serve_forever
 
@@ -30,6 +32,7 @@ def serve(**options: Any) -> None:
     model = options.pop("model")
     if model is not None:
         settings.values = {**settings.values, "models": {**settings.values.get("models", {}), "chat": model}}
+        check_chat(model, settings.section("models", ModelsConfig))
     config = settings.section("server", ServerConfig)
     given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
     serve_forever(settings, replace(config, **given), click.echo)

@@ -113,6 +113,8 @@ class ChatModel(Protocol):
     `stream` yields deltas in OpenAI's shapes and ends with one that carries `finish_reason` and `usage`. With tools and
     `tool_choice`, what it yields are calls whose arguments are valid under the tool's schema wherever the
     implementation can enforce that. Closing the iterator cancels the work. `constraint` and tools exclude each other.
+    An implementation may have an attribute `guided`, true of a model that is too small to call a tool by itself: agents
+    then search for it, and ask it which tool, and then for the call.
 
     Raises:
         CallerError: the request is wrong, or the prompt is longer than the context (the message gives both lengths).
@@ -228,6 +230,7 @@ class ModelCard:
         languages: ISO 639-1 codes it was trained for; empty: unknown or any.
         context_length: tokens in all (chat), or the longest input (embedding, reranker).
         licence: SPDX identifier where known.
+        guided: a chat model too small to call a tool by itself.
     """
 
     name: str
@@ -240,4 +243,5 @@ class ModelCard:
     query_prefix: str = ""
     document_prefix: str = ""
     revision: str | None = None
+    guided: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)

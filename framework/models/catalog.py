@@ -178,6 +178,7 @@ def _preset_card(name: str, preset: Preset) -> ModelCard:
         licence=preset.licence,
         query_prefix=preset.query_prefix,
         document_prefix=preset.document_prefix,
+        guided=preset.guided,
         extra={"size_mb": preset.size, "hub": preset.hub},
     )
 

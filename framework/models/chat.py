@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from framework.errors import CallerError
-from framework.models.base import ChatModel
+from framework.models.base import ChatModel, ModelCard
 from framework.models.config import DEFAULTS, ModelsConfig
 from framework.models.progress import Report, silent
 from framework.registry import Registry
@@ -42,10 +42,28 @@ def load_chat(name: str | None = None, config: ModelsConfig = DEFAULTS, progress
     from framework.models.local_chat import LocalChat
 
     resolved = Catalog(config).resolve(wanted, progress=progress)
-    if resolved.card.kind != "chat":
+    _require_chat(resolved.card)
+    return LocalChat(resolved.path, resolved.card.name, threads=config.threads, guided=resolved.card.guided)
+
+
+def check_chat(name: str, config: ModelsConfig = DEFAULTS) -> None:
+    """Refuse a name that `load_chat` would refuse, as far as that can be told without loading or fetching anything.
+
+    Raises:
+        NotFound: no such model.
+        CallerError: it is no chat model.
+    """
+    if name in config.endpoints or name.partition(":")[0] in PROVIDERS:
+        return
+    from framework.models.catalog import Catalog
+
+    _require_chat(Catalog(config).card(name))
+
+
+def _require_chat(card: ModelCard) -> None:
+    if card.kind != "chat":
         raise CallerError(
-            f"{resolved.card.name!r} is of the kind {resolved.card.kind!r}, not a chat model.",
+            f"{card.name!r} is of the kind {card.kind!r}, not a chat model.",
             hint="`lectern models list` shows the kinds.",
             field="model",
         )
-    return LocalChat(resolved.path, resolved.card.name, threads=config.threads)

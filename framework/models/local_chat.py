@@ -68,6 +68,7 @@ class LocalChat:
         dtype: "float32", "bfloat16" or "float16"; None: float32 on a CPU, bfloat16 or float16 on CUDA.
         threads: threads for the whole process's torch; None: torch's own choice.
         calls: most tool calls in one answer. Small models repeat themselves where more than one is allowed.
+        guided: it is too small to call a tool by itself; see `ChatModel`.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class LocalChat:
         dtype: str | None = None,
         threads: int | None = None,
         calls: int = 1,
+        guided: bool = False,
     ) -> None:
         self.folder = folder
         self._name = name
@@ -86,6 +88,7 @@ class LocalChat:
         self._dtype = dtype
         self._threads = threads
         self._calls = calls
+        self.guided = guided
         self._config = _read_json(folder / "config.json", name)
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lectern-chat")
 

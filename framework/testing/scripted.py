@@ -45,12 +45,16 @@ class ScriptedChat:
             call without an id gets one); a Completion as it is; an Exception is raised; a function gets the messages
             and the tools and returns one of these.
         context_length: a longer prompt is refused, as a real model would; a token is a word or a mark here.
+        guided: plays a model that is too small to call a tool by itself; see `ChatModel`.
 
     Raises:
         AssertionError: from `stream`, when it is asked more often than it has turns.
     """
 
-    def __init__(self, turns: Iterable[Turn], name: str = "scripted", context_length: int = 8192) -> None:
+    def __init__(
+        self, turns: Iterable[Turn], name: str = "scripted", context_length: int = 8192, guided: bool = False
+    ) -> None:
+        self.guided = guided
         self.turns = tuple(turns)
         self.requests: list[Request] = []
         self._name = name

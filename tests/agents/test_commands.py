@@ -101,15 +101,31 @@ def test_ask_imports_no_model_library_where_none_is_needed(script: Path, shop: s
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+# Takes the pseudo-terminal as its own, so that Ctrl-C reaches it; a background job ignores SIGINT and hands that down.
+IN_TERMINAL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 class Terminal:
     """`lectern chat` in a pseudo-terminal of its own."""
 
     def __init__(self, *arguments: str) -> None:
-        self.pid, self._fd = pty.fork()
-        if self.pid == 0:
-            os.environ["TERM"] = "dumb"
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job ignores it, and hands that down
-            os.execv(sys.executable, [sys.executable, str(LECTERN), "chat", *arguments])
+        self._fd, theirs = pty.openpty()
+        command = [sys.executable, "-c", IN_TERMINAL, sys.executable, str(LECTERN), "chat", *arguments]
+        self._process = subprocess.Popen(
+            command,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            env={**os.environ, "TERM": "dumb"},
+        )
+        os.close(theirs)
+        self.pid = self._process.pid
         self.seen = ""
 
     def expect(self, pattern: str) -> str:
@@ -127,9 +143,11 @@ class Terminal:
         os.write(self._fd, text.encode())
 
     def status(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._process.wait()
 
     def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
         os.close(self._fd)
 
 

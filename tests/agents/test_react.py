@@ -13,6 +13,7 @@ from agents import Agent, AnswerDelta, Budget, RunFinished, RunStarted, ThoughtD
 from framework.config import Settings
 from framework.errors import CallerError, ModelUnavailable
 from framework.messages import Completion, Delta, Message, ToolCall, Usage, assistant, system, user
+from framework.models.base import Choice, ToolChoice
 from framework.testing.scripted import ScriptedChat, tool_call
 from tools import Tool, ToolContext, ToolResult, tool
 
@@ -283,3 +284,38 @@ def test_a_budget_without_an_end_is_refused(budget: dict[str, float]) -> None:
 
 async def test_without_knowledge_brackets_are_left_alone(scripted: Scripted) -> None:
     assert (await scripted(["Write items[1] or see [2]."])[0].arun("How?")).text == "Write items[1] or see [2]."
+
+
+def led(scripted: Scripted, *turns: Any, **options: Any) -> tuple[Agent, ScriptedChat]:
+    """An agent whose model is too small to call a tool by itself."""
+    agent, model = scripted(list(turns), **options)
+    model.guided = True
+    return agent, model
+
+
+async def test_a_small_model_is_asked_which_tool_and_then_for_the_call(scripted: Scripted) -> None:
+    agent, model = led(scripted, "add", tool_call("add", a=1, b=2), tools=[add])
+    answer = await agent.arun("1 + 2?")
+    assert (answer.text, answer.stop, answer.notices) == ("According to the tool add: 3", "answered", ())
+    assert model.requests[0].constraint == Choice(("add", "none"))
+    assert model.requests[1].tool_choice == ToolChoice.named("add")
+
+
+async def test_a_small_model_that_chooses_no_tool_answers_by_itself(scripted: Scripted) -> None:
+    agent, model = led(scripted, "none", "Hello, Ada.", tools=[add])
+    assert (await agent.arun("Say hello to Ada.")).text == "Hello, Ada."
+    assert model.requests[1].tools == ()
+
+
+async def test_a_small_model_that_writes_gets_the_passages_without_searching(scripted: Scripted, notes: Any) -> None:
+    agent, model = led(scripted, "Within five days [1].", knowledge=[notes], mode="write")
+    answer = await agent.arun("Within how many days are refunds paid?")
+    assert (answer.stop, answer.supported, answer.tool_calls) == ("answered", True, 1)
+    assert notes.queries == ["Within how many days are refunds paid?"]
+    assert [request.tools for request in model.requests] == [()]
+
+
+async def test_one_turn_has_a_limit_of_its_own(scripted: Scripted) -> None:
+    agent, model = scripted(["Fine."], budget=Budget(turn_tokens=7))
+    await agent.arun("Hello?")
+    assert model.requests[0].params.max_tokens == 7
