@@ -108,18 +108,27 @@ class Agent:
         self._library: Any = None
 
     @classmethod
-    def from_config(cls, config: AgentConfig, settings: Settings | None = None) -> Agent:
-        """The agent that section `[agent]` describes."""
+    def from_config(
+        cls,
+        config: AgentConfig,
+        settings: Settings | None = None,
+        *,
+        knowledge: Iterable[Source] | None = None,
+        model: str | ChatModel | None = None,
+        tenant: str | None = None,
+    ) -> Agent:
+        """The agent that section `[agent]` describes; what is given besides goes before its own."""
         return cls(
             config.name,
             config.instructions,
-            knowledge=config.collections,
+            knowledge=config.collections if knowledge is None else knowledge,
             tools=config.tools,
-            model=config.model,
+            model=config.model if model is None else model,
             mode=config.mode,
             budget=config.budget,
             quoting=config.quoting,
             settings=settings,
+            tenant=tenant,
         )
 
     def run(self, question: str, *, thread_id: str | None = None, history: Sequence[Message] = ()) -> Answer:

@@ -257,14 +257,5 @@ async def _open_agent(task: Task, dataset: Dataset, settings: Settings, progress
             "search": asdict(search),
             "chat": config.model or models.chat,
         }
-        async with Agent(
-            config.name,
-            config.instructions,
-            knowledge=[knowledge.retriever(search)],
-            tools=config.tools,
-            model=config.model,
-            mode=config.mode,
-            budget=config.budget,
-            settings=settings,
-        ) as agent:
+        async with Agent.from_config(config, settings, knowledge=[knowledge.retriever(search)]) as agent:
             yield AgentTarget(agent, about)

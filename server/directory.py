@@ -144,16 +144,9 @@ class Directory:
         model = await self.chat(self.manner.model)
 
         def build() -> Agent:
-            return Agent(
-                self.manner.name,
-                self.manner.instructions,
-                knowledge=[self.library.retriever(collection) for collection in collections],
-                tools=self.manner.tools,
-                model=model,
-                mode=self.manner.mode,
-                budget=self.manner.budget,
-                settings=self.settings,
-                tenant=self.library.tenant,
+            knowledge = [self.library.retriever(collection) for collection in collections]
+            return Agent.from_config(
+                self.manner, self.settings, knowledge=knowledge, model=model, tenant=self.library.tenant
             )
 
         return await self._once("agent", name, build)

@@ -42,6 +42,14 @@ def client(serving: Any, docs: Library) -> OpenAI:
     return OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
 
 
+def test_a_collection_answers_in_the_configured_manner(serving: Any, docs: Library, settings: Settings) -> None:
+    settings.values = {**settings.values, "agent": {"quoting": {"threshold": 1.0}}}
+    running = serving(chat=ScriptedChat([], name="silent"))
+    client = OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+    answer = client.chat.completions.create(model="collection:shop", messages=QUESTION)
+    assert answer.run["stop"] == "declined"  # type: ignore[attr-defined]
+
+
 def test_a_collection_answers_with_checked_citations(client: OpenAI, docs: Library) -> None:
     answer = client.chat.completions.create(model="collection:shop", messages=QUESTION)
     message = answer.choices[0].message
