@@ -344,7 +344,10 @@ def _read_space(folder: Path, collection: str) -> Space:
     except OSError as error:
         raise OperatorError(f"{path} can't be read: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreCorrupt(f"{path} is damaged: {error}.", hint="Restore it, or index the collection again.") from error
+        raise StoreCorrupt(
+            f"{path} is damaged: {error}.",
+            hint=f"Remove the folder {folder} and run: lectern index verify -c {collection} --repair",
+        ) from error
 
 
 def _write_space(folder: Path, tenant: str, collection: str, space: Space) -> None:
