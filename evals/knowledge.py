@@ -60,7 +60,9 @@ async def open_knowledge(
     own = Settings({**settings.values, "lectern": {"home": str(cache_dir() / "evals")}}, settings.base, settings.path)
     with await asyncio.to_thread(Library.open, own) as library:
         about = await asyncio.to_thread(_identity, library, dataset.passages, own)
-        name = content_hash(*(str(value) for value in about.values()))
+        # A folder's documents belong to the folder: the same ones elsewhere are another collection.
+        places = [str(folder.resolve()) for folder in dataset.passages.folders]
+        name = content_hash(*(str(value) for value in about.values()), *places)
         report = await asyncio.to_thread(_index, library, dataset.passages, name, progress)
         yield Knowledge(library, name, {**about, "empty": len(report.empty)})
 

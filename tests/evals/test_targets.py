@@ -194,6 +194,15 @@ async def test_a_folder_of_documents_can_be_the_passages(places: Path, settings:
     assert done.estimates["mrr@10"].mean == 1.0
 
 
+async def test_the_same_documents_in_two_places_are_two_collections(places: Path, settings: Settings) -> None:
+    for place in ("first", "second"):
+        pages = places.parent / place / "pages"
+        pages.mkdir(parents=True)
+        (pages / "peru.md").write_text("# Peru\n\nLima is the capital of Peru.\n")
+        done = await run(places, settings, f"dataset.passages={place}/pages", "target.mode=lexical", fresh=True)
+        assert done.errors == 0
+
+
 async def test_a_file_that_cannot_be_indexed_stops_the_run(places: Path, settings: Settings) -> None:
     folder = places.parent / "pages"
     folder.mkdir()
