@@ -94,12 +94,3 @@ class ModelUnavailable(OperatorError):
     """A model can't be loaded or its server can't be reached."""
 
     code = "model_unavailable"
-
-
-class MissingExtra(OperatorError):
-    """An optional dependency is not installed."""
-
-    code = "missing_dependency"
-
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed.", hint=f"Run: pip install 'lectern[{extra}]'")

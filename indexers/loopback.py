@@ -332,6 +332,6 @@ def _plain(value: Any) -> Any:
 def _error(wire: Mapping[str, Any]) -> LecternError:
     kind = getattr(framework.errors, str(wire.get("type")), OperatorError)
     message, hint, field = wire.get("message", "The server failed."), wire.get("hint") or "", wire.get("field")
-    if not (isinstance(kind, type) and issubclass(kind, LecternError)) or kind is framework.errors.MissingExtra:
+    if not (isinstance(kind, type) and issubclass(kind, LecternError)):
         kind = OperatorError
     return kind(message, hint=hint, field=field)
