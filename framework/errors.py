@@ -94,3 +94,10 @@ class ModelUnavailable(OperatorError):
     """A model can't be loaded or its server can't be reached."""
 
     code = "model_unavailable"
+
+
+class Busy(OperatorError):
+    """As many requests are waiting as may; the caller tries again later."""
+
+    status = 429
+    code = "rate_limit_exceeded"

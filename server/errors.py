@@ -21,13 +21,6 @@ CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 41
 SHOWN = 200  # characters of a path that a message repeats
 
 
-class Busy(OperatorError):
-    """As many requests are waiting as may; the caller tries again later."""
-
-    status = 429
-    code = "rate_limit_exceeded"
-
-
 class Stopping(OperatorError):
     """The server was told to stop before the answer was finished."""
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager, nullcontext, suppress
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from framework.errors import LecternError, TooLarge
+from framework.errors import Busy, LecternError, TooLarge
 from server.config import is_loopback
-from server.errors import BodyTimeout, Busy, Misdirected, Problem, Stopping, problem_of
+from server.errors import BodyTimeout, Misdirected, Problem, Stopping, problem_of
 from server.streaming import ClientGone
 
 logger = logging.getLogger("lectern.access")
