@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -18,6 +19,8 @@ from framework.errors import CallerError
 from framework.messages import Completion, Delta, Message, ToolSpec, collect
 
 Vectors: TypeAlias = NDArray[np.float32]
+# Whom the present task works for. Models on this machine never let one tenant's prompts meet what another's left cached.
+TENANT: ContextVar[str] = ContextVar("tenant", default="")
 
 
 @dataclass(frozen=True, slots=True)
