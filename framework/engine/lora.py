@@ -7,9 +7,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from framework.engine.adapter import Adapter
 from framework.engine.peft_config import PeftConfig, refused
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from framework.engine.forward import ForwardInputs
     from framework.errors import CallerError
 
-# A step's rows of each slot: a slice where they are neighbours, indices where they are not.
-RowsBySlot: TypeAlias = Mapping[int, "slice | torch.Tensor"]
 TENSOR: Final = re.compile(r"base_model\.model\.(?P<path>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|ia3_l)")
 # Tensors of what is not served, and what to do about them.
 LEFT_OVER: Final = {
@@ -171,11 +169,47 @@ class AdapterCache:
         return weights
 
 
+class Rows:
+    """Which of a step's T tokens each slot's adapter is for; false where no token has an adapter.
+
+    Args:
+        inputs: the step.
+        device: where indices are needed; None: the CPU.
+    """
+
+    def __init__(self, inputs: ForwardInputs, device: torch.device | None = None) -> None:
+        self._device = device
+        self._spans: dict[int, list[tuple[int, int]]] = {}
+        self._places: dict[tuple[int, ...], slice | torch.Tensor] = {}
+        ends = inputs.starts[1:].tolist()
+        for slot, start, end in zip(inputs.slots.tolist(), inputs.starts[:-1].tolist(), ends, strict=True):
+            if slot >= 0:
+                self._spans.setdefault(slot, []).append((start, end))
+        self.counts = {slot: sum(end - start for start, end in spans) for slot, spans in self._spans.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    def of(self, slots: tuple[int, ...]) -> slice | torch.Tensor:
+        """The places of these slots' rows, a slot after the other: a slice where they are neighbours."""
+        if slots not in self._places:
+            self._places[slots] = self._place([span for slot in slots for span in self._spans[slot]])
+        return self._places[slots]
+
+    def _place(self, spans: list[tuple[int, int]]) -> slice | torch.Tensor:
+        import torch
+
+        if all(before[1] == after[0] for before, after in pairwise(spans)):
+            return slice(spans[0][0], spans[-1][1])
+        return torch.cat([torch.arange(*span) for span in spans]).to(self._device)
+
+
 class AdapterBank:
     """The adapters that are resident on a device, by slot, and their part of a linear layer with plain torch.
 
-    A layer of a step is computed as `linear(name, x, layer(scale_input(name, x, rows)), rows)`. Rows are handled a slot
-    at a time, each with its adapter's own rank, and a row's result depends on no row of another slot.
+    A layer of a step is computed as `linear(name, x, layer(scale_input(name, x, rows)), rows)`. Adapters of one rank
+    that have equally many rows are multiplied as one batch, so no row is padded to another's rank, and a row's result
+    depends on no row of another slot.
 
     Args:
         device, dtype: where and how the weights are kept and the updates computed; None: the CPU, float32.
@@ -193,52 +227,51 @@ class AdapterBank:
         else:
             self._resident[slot] = self._moved(weights)
 
-    def rows(self, inputs: ForwardInputs) -> RowsBySlot:
-        """Which rows of a step's tokens belong to which slot; computed once a step. Empty: no row has an adapter."""
-        import torch
+    def rows(self, inputs: ForwardInputs) -> Rows:
+        """The rows of a step's tokens by slot, computed once a step."""
+        return Rows(inputs, self._device)
 
-        spans: dict[int, list[tuple[int, int]]] = {}
-        for slot, start, end in zip(
-            inputs.slots.tolist(), inputs.starts[:-1].tolist(), inputs.starts[1:].tolist(), strict=True
-        ):
-            if slot < 0:
-                continue
-            known = spans.setdefault(slot, [])
-            if known and known[-1][1] == start:
-                known[-1] = (known[-1][0], end)
-            else:
-                known.append((start, end))
-        return {
-            slot: slice(*known[0])
-            if len(known) == 1
-            else torch.cat([torch.arange(*span) for span in known]).to(self._device)
-            for slot, known in spans.items()
-        }
-
-    def scale_input(self, name: str, x: torch.Tensor, rows: RowsBySlot) -> torch.Tensor:
+    def scale_input(self, name: str, x: torch.Tensor, rows: Rows) -> torch.Tensor:
         """The layer's input (T, in) with the (IA)³ scales of the rows that have one; `x` itself where none has."""
         scaled = x
-        for slot, own in rows.items():
+        for slot in rows.counts:
             scale = self._resident[slot].input_scale.get(name)
             if scale is not None:
+                own = rows.of((slot,))
                 scaled = x.clone() if scaled is x else scaled
                 scaled[own] = (x[own] * scale).to(x.dtype)
         return scaled
 
-    def linear(self, name: str, x: torch.Tensor, y: torch.Tensor, rows: RowsBySlot) -> torch.Tensor:
+    def linear(self, name: str, x: torch.Tensor, y: torch.Tensor, rows: Rows) -> torch.Tensor:
         """The layer's output (T, out), bias included, with the adapters' updates and scales; `y` is changed in place.
 
         Args:
             x: the layer's input (T, in), before `scale_input`.
         """
-        for slot, own in rows.items():
+        alike: dict[tuple[int, int], list[int]] = {}
+        for slot, count in rows.counts.items():
             weights = self._resident[slot]
             pair, scale = weights.lora.get(name), weights.output_scale.get(name)
             if pair is not None:
-                y[own] += (x[own].to(pair.a.dtype) @ pair.a.T @ pair.b.T).to(y.dtype)
+                alike.setdefault((pair.a.shape[0], count), []).append(slot)
             if scale is not None:
+                own = rows.of((slot,))
                 y[own] = (y[own] * scale).to(y.dtype)
+        for slots in alike.values():
+            own = rows.of(tuple(slots))
+            y[own] += self._updates([self._resident[slot].lora[name] for slot in slots], x[own]).to(y.dtype)
         return y
+
+    def _updates(self, pairs: list[LoraPair], x: torch.Tensor) -> torch.Tensor:
+        """Updates of shape (rows, out) for pairs of one rank that have equally many of the rows, in this order."""
+        import torch
+
+        if len(pairs) == 1:
+            a, b = pairs[0].a[None], pairs[0].b[None]
+        else:
+            a, b = torch.stack([pair.a for pair in pairs]), torch.stack([pair.b for pair in pairs])
+        own = x.to(a.dtype).reshape(len(pairs), -1, x.shape[-1])
+        return torch.bmm(torch.bmm(own, a.mT), b.mT).reshape(x.shape[0], -1)
 
     def _moved(self, weights: AdapterWeights) -> AdapterWeights:
         import torch
