@@ -19,7 +19,8 @@ from framework.errors import CallerError
 from framework.messages import Completion, Delta, Message, ToolSpec, collect
 
 Vectors: TypeAlias = NDArray[np.float32]
-# Whom the present task works for. Models on this machine never let one tenant's prompts meet what another's left cached.
+MAX_IDS = 1024  # of a request's tokens with a bias, and of those that end its answer
+# Whom the present task works for. Models on this machine share what they keep cached within one tenant only.
 TENANT: ContextVar[str] = ContextVar("tenant", default="")
 
 
@@ -72,8 +73,16 @@ class GenerationParams:
         max_tokens: most tokens to generate; None: as many as the context holds.
         temperature: 0 is greedy; otherwise the logits are divided by it.
         top_p: nucleus sampling over the smallest set of tokens with this probability mass, in (0, 1].
+        top_k: only the k most probable tokens; 0: all.
+        min_p: only tokens at least this probable, as a share of the most probable one's, in [0, 1].
+        presence_penalty, frequency_penalty: taken from the logits of tokens of the answer so far, once and once a time;
+            from -2 to 2.
+        repetition_penalty: divides positive and multiplies negative logits of all tokens of prompt and answer so far,
+            from 0.1 to 10; 1: none.
+        logit_bias: added to the logits of these token ids, from -100 to 100 each.
         stop: the answer ends before the first of these strings.
-        seed: the same seed with the same request gives the same tokens.
+        stop_ids: the answer ends with the first of these token ids, as with the model's own end.
+        seed: the same seed with the same request gives the same tokens; a signed 64-bit number.
         logprobs: number of alternatives to report with each token, 0 to 20; None: no log-probabilities.
 
     Raises:
@@ -86,6 +95,13 @@ class GenerationParams:
     stop: tuple[str, ...] = ()
     seed: int | None = None
     logprobs: int | None = None
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    stop_ids: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         _require(
@@ -99,6 +115,23 @@ class GenerationParams:
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         _require(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", self.logprobs, "between 0 and 20")
         _require(all(self.stop), "stop", self.stop, "strings that are not empty")
+        _require(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", self.seed, "a signed 64-bit number")
+        _require(0 <= self.top_k <= 2**31 - 1, "top_k", self.top_k, f"between 0 and {2**31 - 1}")
+        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
+        for name in ("presence_penalty", "frequency_penalty"):
+            _require(-2 <= getattr(self, name) <= 2, name, getattr(self, name), "between -2 and 2")
+        _require(
+            0.1 <= self.repetition_penalty <= 10, "repetition_penalty", self.repetition_penalty, "between 0.1 and 10"
+        )
+        self._check_ids()
+
+    def _check_ids(self) -> None:
+        for token, bias in self.logit_bias.items():
+            _require(token >= 0, "logit_bias", token, "a mapping of token ids, which are not negative")
+            _require(-100 <= bias <= 100, "logit_bias", bias, f"between -100 and 100 for token {token}")
+        _require(len(self.logit_bias) <= MAX_IDS, "logit_bias", len(self.logit_bias), f"of at most {MAX_IDS} tokens")
+        _require(len(self.stop_ids) <= MAX_IDS, "stop_ids", len(self.stop_ids), f"at most {MAX_IDS} token ids")
+        _require(all(token >= 0 for token in self.stop_ids), "stop_ids", sorted(self.stop_ids), "token ids from 0")
 
 
 def _require(valid: bool, name: str, value: object, range_: str) -> None:

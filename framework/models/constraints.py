@@ -51,13 +51,12 @@ def check_schema(schema: Mapping[str, Any] | bool, field: str = "schema") -> Non
     _check_grammar(_schema_grammar(bound(schema, field).schema), field)
 
 
-def constraint_grammar(constraint: Constraint) -> Grammar:
+def constraint_grammar(constraint: Constraint, field: str = "response_format") -> Grammar:
     """The grammar of an answer under a constraint.
 
     Raises:
-        CallerError: the schema, pattern or list of choices is wrong; `field` is "response_format".
+        CallerError: the schema, pattern or list of choices is wrong; `field` is the one given.
     """
-    field = "response_format"
     if isinstance(constraint, JsonSchema):
         bounded = bound(constraint.schema, field)
         grammar = Grammar(_schema_grammar(bounded.schema), bounded.largest)
@@ -67,7 +66,7 @@ def constraint_grammar(constraint: Constraint) -> Grammar:
         # As in JSON schema, \\d and \\w are ASCII's: Unicode has hundreds of digits that nobody means.
         grammar = Grammar(f"%llguidance {{}}\nstart: /{_llguidance().regex_to_lark(pattern, 'dw')}/")
     else:
-        grammar = Grammar(_choice_grammar(constraint))
+        grammar = Grammar(_choice_grammar(constraint, field))
     _check_grammar(grammar.text, field)
     return grammar
 
@@ -125,9 +124,9 @@ def _as_object(parameters: Any, field: str) -> dict[str, Any]:
     return node
 
 
-def _choice_grammar(choice: Choice) -> str:
+def _choice_grammar(choice: Choice, field: str) -> str:
     if not choice.options or not all(choice.options):
-        raise CallerError("A choice needs at least one option, and none that is empty.", field="response_format")
+        raise CallerError("A choice needs at least one option, and none that is empty.", field=field)
     return "%llguidance {}\nstart: " + " | ".join(json.dumps(option, ensure_ascii=False) for option in choice.options)
 
 

@@ -44,7 +44,7 @@ class Sampler:
         self.cut = False
         self.ended = False
         self.logprobs: tuple[float, list[tuple[int, float]]] | None = None
-        self._random = np.random.default_rng(params.seed)
+        self._random = np.random.default_rng(None if params.seed is None else params.seed % 2**64)
         self._half = budget // 2  # more is never kept back for closing, or small budgets would write nothing
 
     @property

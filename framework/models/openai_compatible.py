@@ -35,6 +35,8 @@ LONGEST_WAIT = 10.0  # seconds between two tries, whatever the server asks for
 LONGEST_ERROR = 1 << 16  # bytes of an error's body
 UNKNOWN_CONTEXT = 8192
 TRY_AGAIN = {429, 500, 502, 503, 504}
+# Values of sampling parameters that ask for nothing; 0 for those not named here.
+NEUTRAL: dict[str, Any] = {"top_p": 1, "repetition_penalty": 1, "logit_bias": {}, "stop_token_ids": []}
 
 
 class OpenAICompatible:
@@ -237,9 +239,22 @@ def _body(
     if params.logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": params.logprobs}
     optional = {"max_tokens": params.max_tokens, "stop": list(params.stop) or None, "seed": params.seed}
-    if params.top_p != 1:
-        body["top_p"] = params.top_p
-    return body | {key: value for key, value in optional.items() if value is not None}
+    body |= {key: value for key, value in optional.items() if value is not None}
+    return body | {key: value for key, value in _sampling(params).items() if value != NEUTRAL.get(key, 0)}
+
+
+def _sampling(params: GenerationParams) -> dict[str, Any]:
+    """How to sample beyond the temperature, by OpenAI's names, and vLLM's where OpenAI has none."""
+    return {
+        "top_p": params.top_p,
+        "top_k": params.top_k,
+        "min_p": params.min_p,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
+        "repetition_penalty": params.repetition_penalty,
+        "logit_bias": {str(token): bias for token, bias in params.logit_bias.items()},
+        "stop_token_ids": sorted(params.stop_ids),
+    }
 
 
 def _wire(message: Message) -> dict[str, Any]:

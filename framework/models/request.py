@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from framework.errors import CallerError
 from framework.messages import ROLES, Message, ToolSpec
-from framework.models.base import Constraint, ToolChoice
+from framework.models.base import Constraint, GenerationParams, ToolChoice
 from framework.models.json_schema import measure
 
 
@@ -50,3 +50,17 @@ def check_request(
         raise CallerError("tool_choice requires a call, but no tools are given.", field="tool_choice")
     if constraint is not None and tools and tool_choice.mode != "none":
         raise CallerError("A constraint and tools exclude each other.", field="response_format")
+
+
+def check_ids(params: GenerationParams, vocabulary: int) -> None:
+    """Refuse ids that are no token of a model with this many.
+
+    Raises:
+        CallerError: `field` is "logit_bias" or "stop_ids".
+    """
+    for field, ids in (("logit_bias", params.logit_bias), ("stop_ids", params.stop_ids)):
+        highest = max(ids, default=0)
+        if highest >= vocabulary:
+            raise CallerError(
+                f"{field} names token {highest}; this model has tokens 0 to {vocabulary - 1}.", field=field
+            )
