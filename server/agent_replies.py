@@ -14,13 +14,25 @@ from agents.events import Answer, AnswerDelta, Event, RunFinished, ThoughtDelta,
 from framework.documents import Citation
 from framework.errors import CallerError, OperatorError
 from framework.messages import Delta, FinishReason
-from framework.models.base import AUTO, NONE
+from framework.models.base import AUTO, GREEDY, NONE
 from server.conversation import Conversation
 from server.replies import Piece
 from server.schemas import Annotation, CitationBody, RunBody, StepBody, UrlCitation
 
 MARKER = re.compile(r"\[(\d+)\]")
 FINISH: dict[str, FinishReason] = {"answered": "stop", "declined": "stop", "cancelled": "cancelled"}
+# Parameters of an answer that an agent's many requests to its model have no place for, by the caller's name.
+SHAPING = {
+    "logprobs": "logprobs",
+    "stop": "stop",
+    "stop_token_ids": "stop_ids",
+    "logit_bias": "logit_bias",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "repetition_penalty": "repetition_penalty",
+    "top_k": "top_k",
+    "min_p": "min_p",
+}
 STEP_TEXT = 2000  # characters of a tool's result that a step shows
 
 
@@ -46,14 +58,17 @@ def _refuse_unsupported(conversation: Conversation) -> None:
     refused = {
         "tools": bool(conversation.tools),
         "tool_choice": conversation.tool_choice not in (AUTO, NONE),
-        "response_format": conversation.constraint is not None,
-        "logprobs": conversation.params.logprobs is not None,
-        "stop": bool(conversation.params.stop),
+        conversation.constrained_by: conversation.constraint is not None,
+        "n": conversation.n > 1,
     }
+    for name, ours in SHAPING.items():
+        refused[name] = getattr(conversation.params, ours) != getattr(GREEDY, ours)
     for name, given in refused.items():
         if given:
             raise CallerError(
-                f"An agent does not take {name}; it has its own.", hint="Leave it out, or name a model.", field=name
+                f"An agent does not take {name}: what it asks its model is its own.",
+                hint="Leave it out, or name a model.",
+                field=name,
             )
     question = conversation.messages[-1]
     if question.role != "user" or not question.content.strip():

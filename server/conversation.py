@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from framework.errors import CallerError
 from framework.messages import Message, ToolCall, ToolSpec
-from framework.models.base import AUTO, Constraint, GenerationParams, JsonSchema, ToolChoice
-from framework.models.constraints import check_schema
+from framework.models.base import AUTO, Choice, Constraint, GenerationParams, JsonSchema, Regex, ToolChoice
+from framework.models.constraints import check_schema, constraint_grammar
 from framework.models.request import check_request
 from server.schemas import (
     AssistantMessage,
@@ -21,28 +24,43 @@ from server.schemas import (
     JsonObjectFormat,
     JsonSchemaFormat,
     NamedTool,
+    StructuredOutputs,
     ToolMessage,
 )
 
 # Parameters that would alter the answer, each with the values that ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
     "modalities": (["text"],),
     "audio": (),
     "reasoning_effort": ("none",),
     "verbosity": (),
 }
 # Where the framework's name for a parameter is not the one that the caller used.
-RENAMED = {"logprobs": "top_logprobs"}
+RENAMED = {"logprobs": "top_logprobs", "stop_ids": "stop_token_ids"}
+# Parameters with one name for the caller and the framework; left out, the framework's default holds.
+SAME = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "seed",
+)
+MOST_ANSWERS = 16
 NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What is asked of a chat model. `one_call`: at most one tool call is wanted."""
+    """What is asked of a chat model.
+
+    Attributes:
+        constrained_by: the request's name for what the constraint came from.
+        one_call: at most one tool call is wanted.
+        n: independent answers that are wanted.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...] = ()
@@ -50,6 +68,15 @@ class Conversation:
     constraint: Constraint | None = None
     params: GenerationParams = GenerationParams()  # noqa: RUF009  frozen
     one_call: bool = False
+    n: int = 1
+    constrained_by: str = "response_format"
+
+    def answer(self, index: int) -> GenerationParams:
+        """Parameters of one of the `n` answers: the first has the request's seed, each other one of its own from it."""
+        if index == 0 or self.params.seed is None:
+            return self.params
+        digest = hashlib.sha256(f"{self.params.seed} {index}".encode()).digest()
+        return replace(self.params, seed=int.from_bytes(digest[:8]) >> 1)
 
 
 def read(request: ChatRequest) -> Conversation:
@@ -68,9 +95,23 @@ def read(request: ChatRequest) -> Conversation:
         _constraint(request),
         _params(request),
         request.parallel_tool_calls is False,
+        1 if request.n is None else request.n,
+        "response_format" if request.structured_outputs is None else "structured_outputs",
     )
-    check_request(conversation.messages, tools, conversation.tool_choice, conversation.constraint)
+    with _named({"response_format": conversation.constrained_by}):
+        check_request(conversation.messages, tools, conversation.tool_choice, conversation.constraint)
     return conversation
+
+
+@contextmanager
+def _named(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors name a field as the caller does."""
+    try:
+        yield
+    except CallerError as error:
+        ours = error.field or ""
+        theirs = names.get(ours, ours)
+        raise CallerError(error.message.replace(ours, theirs, 1), hint=error.hint, field=theirs or None) from error
 
 
 def messages(wire: Sequence[ChatMessage]) -> tuple[Message, ...]:
@@ -118,6 +159,8 @@ def _refuse_unsupported(request: ChatRequest) -> None:
                 hint=f"Leave it out{f' or send {neutral[0]!r}' if neutral else ''}.",
                 field=name,
             )
+    if request.n is not None and not 1 <= request.n <= MOST_ANSWERS:
+        raise CallerError(f"n must be between 1 and {MOST_ANSWERS}, got {request.n}.", field="n")
     if request.stream_options is not None and not request.stream:
         raise CallerError("stream_options is only for stream=true.", field="stream_options")
 
@@ -138,12 +181,40 @@ def _choice(request: ChatRequest) -> ToolChoice:
 
 def _constraint(request: ChatRequest) -> Constraint | None:
     wanted = request.response_format
+    if request.structured_outputs is not None:
+        if wanted is not None:
+            raise CallerError(
+                "structured_outputs and response_format exclude each other.",
+                hint="Send one of them.",
+                field="structured_outputs",
+            )
+        return _structured(request.structured_outputs)
     if isinstance(wanted, JsonObjectFormat):
         return JsonSchema({"type": "object"})
     if isinstance(wanted, JsonSchemaFormat):
         _check(wanted.json_schema.schema_, "response_format.json_schema.schema")
         return JsonSchema(wanted.json_schema.schema_)
     return None
+
+
+def _structured(wanted: StructuredOutputs) -> Constraint:
+    given = {name: value for name, value in wanted if value is not None}
+    if len(given) != 1:
+        raise CallerError(
+            f"structured_outputs needs exactly one of json, regex and choice, got {len(given)}.",
+            field="structured_outputs",
+        )
+    if wanted.json_ is not None:
+        _check(wanted.json_, "structured_outputs.json")
+        return JsonSchema(wanted.json_)
+    if wanted.regex is not None:
+        return _checked(Regex(wanted.regex), "structured_outputs.regex")
+    return _checked(Choice(tuple(wanted.choice or ())), "structured_outputs.choice")
+
+
+def _checked(constraint: Constraint, field: str) -> Constraint:
+    constraint_grammar(constraint, field)
+    return constraint
 
 
 def _check(schema: dict[str, Any], field: str) -> None:
@@ -163,16 +234,19 @@ def _params(request: ChatRequest) -> GenerationParams:
     ):
         raise CallerError("max_tokens and max_completion_tokens differ.", hint="Send one of them.", field=limit)
     stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    try:
+    given = {name: value for name in SAME if (value := getattr(request, name)) is not None}
+    with _named({**RENAMED, "max_tokens": limit}):
         return GenerationParams(
             max_tokens=getattr(request, limit),
-            temperature=request.temperature or 0.0,
-            top_p=1.0 if request.top_p is None else request.top_p,
             stop=stop,
-            seed=request.seed,
             logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+            logit_bias={_token_id(key): bias for key, bias in (request.logit_bias or {}).items()},
+            stop_ids=frozenset(request.stop_token_ids or ()),
+            **given,
         )
-    except CallerError as error:
-        ours = error.field or ""
-        theirs = limit if ours == "max_tokens" else RENAMED.get(ours, ours)
-        raise CallerError(error.message.replace(ours, theirs, 1), hint=error.hint, field=theirs) from error
+
+
+def _token_id(key: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", key):
+        raise CallerError(f"logit_bias has the key {key[:100]!r}, which is no token id.", field="logit_bias")
+    return int(key)

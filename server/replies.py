@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -36,44 +36,62 @@ from server.schemas import (
     TopLogprob,
     UsageBody,
 )
+from server.side_by_side import side_by_side
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The next of an answer. `step`, `citations` and `run` come from agents; the last two with the last piece."""
+    """The next of an answer. `step`, `citations` and `run` come from agents; the last two with the last piece.
+
+    `index` tells which of several answers it belongs to.
+    """
 
     delta: Delta = field(default_factory=Delta)
     step: StepBody | None = None
     citations: tuple[CitationBody, ...] = ()
     annotations: tuple[Annotation, ...] = ()
     run: RunBody | None = None
+    index: int = 0
 
 
 class Responder(Protocol):
-    """Answers a conversation. The last piece carries finish reason and usage; closing the iterator ends the work."""
+    """Answers a conversation. Each answer's last piece has its finish reason and usage; closing ends the work."""
 
     def pieces(self, conversation: Conversation) -> AsyncGenerator[Piece]: ...
 
 
 class ModelResponder:
-    """Hands the conversation to a chat model as it is."""
+    """Hands the conversation to a chat model as it is, once for each answer that is wanted."""
 
     def __init__(self, model: ChatModel) -> None:
         self.model = model
 
     async def pieces(self, conversation: Conversation) -> AsyncGenerator[Piece]:
+        answers = [self._answer(conversation, index) for index in range(conversation.n)]
+        together = answers[0] if len(answers) == 1 else _merged(answers)
+        async with aclosing(together):
+            async for piece in together:
+                yield piece
+
+    async def _answer(self, conversation: Conversation, index: int) -> AsyncGenerator[Piece]:
         stream = self.model.stream(
             conversation.messages,
             tools=conversation.tools,
             tool_choice=conversation.tool_choice,
             constraint=conversation.constraint,
-            params=conversation.params,
+            params=conversation.answer(index),
         )
         async with _closed(stream) as deltas:
             async for delta in deltas:
                 if conversation.one_call and any(call.index for call in delta.tool_calls):
                     delta = replace(delta, tool_calls=tuple(call for call in delta.tool_calls if call.index == 0))
-                yield Piece(delta)
+                yield Piece(delta, index=index)
+
+
+async def _merged(answers: Sequence[AsyncGenerator[Piece]]) -> AsyncGenerator[Piece]:
+    async with aclosing(side_by_side(answers)) as pieces:
+        async for _, piece in pieces:
+            yield piece
 
 
 def _closed(items: AsyncIterator[Delta]) -> aclosing[AsyncGenerator[Delta]]:
@@ -103,19 +121,41 @@ class Envelope:
 async def chunks(pieces: AsyncGenerator[Piece], envelope: Envelope, with_usage: bool) -> AsyncGenerator[ChatChunk]:
     """An answer as a stream. With `with_usage` a last chunk without choices carries the usage."""
     usage = Usage()
-    role: dict[str, Any] = {"role": "assistant"}
+    begun: set[int] = set()
     async with aclosing(pieces):
         async for piece in pieces:
-            usage = piece.delta.usage or usage
-            yield _chunk(envelope, piece, _delta(piece, role))
-            role = {}
+            usage = _together(usage, piece.delta.usage)
+            yield _chunk(envelope, piece, _delta(piece, {} if piece.index in begun else {"role": "assistant"}))
+            begun.add(piece.index)
     if with_usage:
         yield ChatChunk(**_head(envelope, "chat.completion.chunk"), choices=[], usage=_usage(usage))
 
 
 async def completion(pieces: AsyncIterator[Piece], envelope: Envelope) -> ChatCompletion:
     """An answer as a whole."""
-    seen = [piece async for piece in pieces]
+    answers: dict[int, list[Piece]] = {}
+    usage = Usage()
+    async for piece in pieces:
+        usage = _together(usage, piece.delta.usage)
+        answers.setdefault(piece.index, []).append(piece)
+    choices = [_choice_body(index, seen) for index, seen in sorted(answers.items())]
+    answer = ChatCompletion(**_head(envelope, "chat.completion"), choices=choices, usage=_usage(usage))
+    last = answers[0][-1]
+    if last.run is not None:
+        steps = [piece.step for piece in answers[0] if piece.step is not None]
+        answer.run = last.run.model_copy(update={"steps": steps})
+    return answer
+
+
+def _together(usage: Usage, more: Usage | None) -> Usage:
+    """Of several answers to one prompt: its tokens count once."""
+    if more is None:
+        return usage
+    prompt = max(usage.prompt_tokens, more.prompt_tokens)
+    return Usage(prompt, usage.completion_tokens + more.completion_tokens)
+
+
+def _choice_body(index: int, seen: Sequence[Piece]) -> ChoiceBody:
     whole = assemble([piece.delta for piece in seen])
     last = seen[-1]
     message = MessageBody(role="assistant", content=whole.message.content, refusal=None)
@@ -124,16 +164,12 @@ async def completion(pieces: AsyncIterator[Piece], envelope: Envelope) -> ChatCo
         message.tool_calls = [_call(call) for call in whole.message.tool_calls]
     if last.run is not None:
         message.citations, message.annotations = list(last.citations), list(last.annotations)
-    choice = ChoiceBody(
-        index=0,
+    return ChoiceBody(
+        index=index,
         message=message,
         logprobs=_logprobs(whole.logprobs),
         finish_reason=_finish(whole.finish_reason),
     )
-    answer = ChatCompletion(**_head(envelope, "chat.completion"), choices=[choice], usage=_usage(whole.usage))
-    if last.run is not None:
-        answer.run = last.run.model_copy(update={"steps": [piece.step for piece in seen if piece.step is not None]})
-    return answer
 
 
 def _head(envelope: Envelope, kind: str) -> dict[str, Any]:
@@ -143,7 +179,7 @@ def _head(envelope: Envelope, kind: str) -> dict[str, Any]:
 def _chunk(envelope: Envelope, piece: Piece, delta: DeltaBody) -> ChatChunk:
     reason = piece.delta.finish_reason
     choice = ChunkChoice(
-        index=0,
+        index=piece.index,
         delta=delta,
         logprobs=_logprobs(piece.delta.logprobs),
         finish_reason=None if reason is None else _finish(reason),

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 MAX_KEYS = 64  # of one object: more are never right here, and each would be reported on its own
 MAX_MESSAGES = 4096
 MAX_INPUTS = 2048
+MAX_CHOICES = 1024
+MAX_IDS = 1024  # of tokens in one list
 TOOL_NAME = r"^[a-zA-Z0-9_-]{1,64}$"
 
 
@@ -133,6 +135,14 @@ class JsonSchemaFormat(Strict):
     json_schema: SchemaSpec
 
 
+class StructuredOutputs(Strict):
+    """vLLM's way to constrain an answer, by exactly one of these."""
+
+    json_: Annotated[dict[str, Any] | None, Field(alias="json")] = None
+    regex: str | None = None
+    choice: Annotated[list[str], Field(max_length=MAX_CHOICES, fail_fast=True)] | None = None
+
+
 class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: bool | None = None
@@ -159,12 +169,19 @@ class ChatRequest(Strict):
     seed: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-
-    # Accepted with their neutral value only, which many clients send.
     n: int | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, Any] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=MAX_IDS)] | None = None
+
+    # vLLM's names for what OpenAI does not have.
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop_token_ids: Annotated[list[int], Field(max_length=MAX_IDS, fail_fast=True)] | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    # Accepted with their neutral value only, which many clients send.
     modalities: list[str] | None = None
     audio: dict[str, Any] | None = None
     reasoning_effort: str | None = None
