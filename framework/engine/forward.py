@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -63,6 +63,16 @@ class Decoder(Protocol):
 
     @property
     def weight_bytes(self) -> int: ...
+
+    @property
+    def linears(self) -> Mapping[str, tuple[int, int]]:
+        """(out, in) of each linear layer that an adapter may change, by its full name."""
+        ...
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Blocks may be shared by sequences; otherwise the prefix cache has to be off."""
+        ...
 
     def allocate(self, blocks: int) -> None:
         """Make room for this many blocks; whatever was cached is gone."""

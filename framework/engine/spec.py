@@ -58,3 +58,9 @@ class DecoderSpec:
             "mlp.up_proj": (self.intermediate, self.hidden),
             "mlp.down_proj": (self.hidden, self.intermediate),
         }
+
+    @property
+    def all_linears(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of each linear layer of the whole decoder, by its full name."""
+        whole = {f"layers.{i}.{name}": shape for i in range(self.layers) for name, shape in self.linears.items()}
+        return {**whole, "lm_head": (self.vocabulary, self.hidden)}
