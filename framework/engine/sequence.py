@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from framework.engine.adapter import Adapter
 
 FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
+Limit: TypeAlias = Literal["max_tokens", "context", "memory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +119,10 @@ class Sequence:
         computed: how many of them have their keys and values in `blocks`. A step brings it nearer to len(tokens); when
             it would reach it, the step samples the next token. That is all there is to prefill, chunks and decode.
         blocks: the block table: physical block of each `block_size` positions.
+        digests: chained hash of each full block of `tokens`, as far as it was needed; they outlive the blocks.
         cached: tokens of the prompt that were found in the prefix cache when it was last admitted.
         slot: where its adapter is resident while it runs; -1: no adapter.
+        limit: what it ran into where `finish` is "length"; "memory" is the pool of blocks, too small for it alone.
         paused: its reader is behind, so it is not scheduled.
         arrived, started, first_token, ended: `time.monotonic` of each, 0.0 until then.
         preemptions: how often its blocks were taken away.
@@ -130,10 +133,12 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
     cached: int = 0
     slot: int = -1
     status: Status = Status.WAITING
     finish: FinishReason | None = None
+    limit: Limit | None = None
     paused: bool = False
     arrived: float = field(default_factory=time.monotonic)
     started: float = 0.0
