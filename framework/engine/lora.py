@@ -93,7 +93,7 @@ def read_adapter(adapter: Adapter, linears: Mapping[str, tuple[int, int]]) -> Ad
     config, tensors = PeftConfig(config_data), tensors_of(data)
     parts: dict[str, dict[str, torch.Tensor]] = {}
     left_over = []
-    for key, tensor in tensors.items():
+    for key, tensor in sorted(tensors.items()):
         found = TENSOR.fullmatch(key)
         if found and (found["part"] == "ia3_l") != config.is_lora:
             parts.setdefault(found["path"], {})[found["part"]] = tensor

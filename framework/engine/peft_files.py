@@ -72,7 +72,7 @@ def tensors_of(data: bytes) -> dict[str, torch.Tensor]:
         ) from None
     if not tensors:
         raise refused(f"{WEIGHTS} holds no tensor.", "Save the adapter again.")
-    for key, tensor in tensors.items():
+    for key, tensor in sorted(tensors.items()):
         if not tensor.is_floating_point():
             raise refused(f"{key[:200]} is of the type {tensor.dtype}.", "Adapters are float32, bfloat16 or float16.")
         if not tensor.isfinite().all():
