@@ -51,6 +51,8 @@ class Engine(Protocol):
 
     def idle(self) -> None: ...
 
+    def close(self) -> None: ...
+
 
 Order: TypeAlias = Callable[[Engine], None]
 
@@ -109,6 +111,12 @@ class AsyncEngine:
             if not reader.ended:
                 self._order(partial(self._cancel, reader))
 
+    def start(self) -> None:
+        """Begin to make the engine, for a request that is about to come; does nothing where it is made or closed."""
+        with self._news:
+            if not self.closed:
+                self._begin()
+
     async def drain(self, seconds: float) -> bool:
         """Take no more requests, let those that are here finish for so long, and close; whether all could."""
         with self._news:
@@ -122,15 +130,15 @@ class AsyncEngine:
         await asyncio.to_thread(self.close)
         return finished
 
-    def close(self, wait: bool = True) -> None:
-        """End all requests with an error, now. The engine is let go of after its present step, awaited with `wait`."""
+    def close(self) -> None:
+        """End all requests with an error, now. Returns when the thread has ended, after its present step."""
         with self._news:
             self._closed = True
             thread = self._thread
             left = self._clear()
             self._news.notify()
         _end(left, lambda: self._unavailable("was closed before it answered"))
-        if wait and thread is not None and thread is not threading.current_thread():
+        if thread is not None and thread is not threading.current_thread():
             thread.join()
 
     @property
@@ -152,10 +160,13 @@ class AsyncEngine:
                 raise self._unavailable("was closed")
             self._readers[reader] = None
             self._orders.append(partial(self._add, reader))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"lectern-engine {self.name}", daemon=True)
-                self._thread.start()
+            self._begin()
             self._news.notify()
+
+    def _begin(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=f"lectern-engine {self.name}", daemon=True)
+            self._thread.start()
 
     def _order(self, order: Order) -> None:
         with self._news:
@@ -188,6 +199,7 @@ class AsyncEngine:
         except Exception:  # the thread's boundary: the engine contradicts itself, so the next request gets a new one
             logger.exception("the engine failed and is dropped", extra={"fields": {"model": self.name}})
         self._leave(_failure)
+        engine.close()
 
     def _leave(self, error: Callable[[], LecternError]) -> None:
         """End the thread. Requests are left over only where something failed."""
@@ -205,7 +217,7 @@ class AsyncEngine:
             if engine.has_work:
                 self._step(engine)
                 steps += 1
-            elif steps >= CHECK_AFTER:
+            if steps >= CHECK_AFTER and not engine.has_work:
                 engine.idle()
                 steps = 0
 
@@ -256,6 +268,9 @@ class AsyncEngine:
             self._drop_running(engine)
             return
         self._recorder.generated(sum(len(event.tokens) for event in events))
+        for error in {event.error for event in events}:
+            if error is not None and not isinstance(error, LecternError):
+                logger.error("requests failed", exc_info=error, extra={"fields": {"model": self.name}})
         taken = [reader for event in events if (reader := self._hand_over(event, engine)) is not None]
         for reader in _wake(taken):
             self._cancel(reader, engine)
@@ -265,8 +280,9 @@ class AsyncEngine:
         reader = self._by_sequence.get(event.sequence)
         if reader is None:
             return None
-        reader.events.append(event if event.error is None else event.error)
-        if event.finish is not None or event.error is not None:
+        error = event.error
+        reader.events.append(event if error is None else error if isinstance(error, LecternError) else _failure())
+        if event.finish is not None:
             del self._by_sequence[event.sequence]
             self._forget(reader)
             self._recorder.ended(event.sequence, event.error is not None)

@@ -50,11 +50,12 @@ class EngineConfig:
         device: "cpu", "cuda" or "cuda:N"; None: CUDA where there is one.
         dtype: what weights are computed in; "auto": what suits the device.
         kv_dtype: what keys and values are kept in.
-        kv_memory_mb: memory for them; None: a quarter of what is free (half on CUDA), on a CPU at most 2048, and no
-            more than `max_sequences` whole contexts. It always holds one context at least.
+        kv_memory_mb: memory for them; None: a quarter of what is free (half on CUDA), on a CPU at most 2048, but one
+            whole context where half of what is free can hold it, and never more than `max_sequences` contexts.
         block_size: tokens whose keys and values are kept together.
         max_sequences: requests that run at once.
-        max_tokens_per_step: tokens of all of them that one step computes; longer prompts take several steps.
+        max_tokens_per_step: tokens of all of them that one step computes, at least one each; long prompts take
+            several steps.
         max_waiting: further requests that may wait; those beyond are refused.
         adapter_slots: adapters that are resident at once; 0: none can be used.
         adapter_memory_mb: host memory for adapters that are kept ready beside the resident ones.
@@ -80,10 +81,12 @@ class EngineConfig:
     buffer: int = 64
 
     def __post_init__(self) -> None:
-        least = {"block_size": 1, "max_sequences": 1, "max_tokens_per_step": 1, "max_waiting": 0, "adapter_slots": 0}
+        least = {"block_size": 1, "max_sequences": 1, "max_waiting": 1, "adapter_slots": 0}
         for name, lowest in {**least, "adapter_memory_mb": 1, "buffer": 2}.items():
             value = getattr(self, name)
             _require(value >= lowest, f"engine.{name}", value, f"{lowest} or more")
+        enough = self.max_tokens_per_step >= self.max_sequences
+        _require(enough, "engine.max_tokens_per_step", self.max_tokens_per_step, f"{self.max_sequences} or more")
         _require(
             self.kv_memory_mb is None or self.kv_memory_mb >= 1, "engine.kv_memory_mb", self.kv_memory_mb, "1 or more"
         )
