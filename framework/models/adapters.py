@@ -1,0 +1,350 @@
+"""Named adapters: which there are for whom, in the state directory, in files that never change once they are there.
+
+    adapters/adapters.json        the names: tenant, base, digest, active, pinned; replaced as a whole, so always whole
+    adapters/files/DIGEST/        the two files of one adapter, under the SHA-256 of their content
+    adapters/staging/             a copy on its way; whoever holds the lock clears what a killed process left here
+
+A name that is replaced points to another digest from then on, while requests that run keep the files they began with.
+Files that no name points to any more are removed a day later, when adapters are next changed: no request runs so long.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from framework.config import Settings, make_home
+from framework.engine.adapter import Adapter
+from framework.errors import CallerError, Conflict, ModelUnavailable, NotFound, OperatorError, StoreCorrupt
+from framework.models.base import ModelCard
+from framework.models.catalog import Resolved
+from framework.models.config import EngineConfig, ModelsConfig
+
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
+KEPT_SECONDS: Final = 24 * 3600.0  # that files stay after the last name left them
+LOCK_SECONDS: Final = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class NamedAdapter:
+    """One name's present state.
+
+    Attributes:
+        base: the base model, as `base_id` names it.
+        digest: of the content; see `Adapter`.
+        active: requests may use it.
+        pinned: once resident in an engine, it stays there.
+        added: Unix time of when the name was given this content.
+        bytes: size of the weights' file.
+    """
+
+    tenant: str
+    name: str
+    base: str
+    digest: str
+    bytes: int
+    added: float
+    active: bool = True
+    pinned: bool = False
+
+    @property
+    def model(self) -> str:
+        """What requests name to be answered by the base with it."""
+        return f"{self.base}:{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """What adapters.json holds; `released` has the Unix time at which the last name left a digest."""
+
+    adapters: list[NamedAdapter]
+    released: dict[str, float]
+
+
+_READER: Final = TypeAdapter(_Table)
+
+
+def base_id(card: ModelCard) -> str:
+    """What adapters call their base: the model's name, or the absolute path of a local folder."""
+    return card.source if card.origin == "folder" else card.name
+
+
+class AdapterStore:
+    """The adapters of a state directory. Safe for threads and for several processes; a change counts once it is made.
+
+    Args:
+        home: the state directory.
+        slots: adapters that an engine holds at once; as many but one may be pinned for each base.
+    """
+
+    def __init__(self, home: Path, slots: int = EngineConfig().adapter_slots) -> None:
+        self.home = home
+        self.folder = home / "adapters"
+        self.slots = slots
+
+    @classmethod
+    def open(cls, settings: Settings) -> AdapterStore:
+        """The store of a configuration."""
+        return cls(settings.home, settings.section("models", ModelsConfig).engine.adapter_slots)
+
+    def list(self, tenant: str) -> list[NamedAdapter]:
+        """All of a tenant's adapters, by name."""
+        return sorted((a for a in self._table().adapters if a.tenant == tenant), key=lambda a: a.name)
+
+    def show(self, name: str, tenant: str) -> NamedAdapter:
+        """Raises: NotFound: the tenant has no such adapter."""
+        return _find(self._table(), name, tenant)
+
+    def get(self, name: str, tenant: str, base: str) -> Adapter:
+        """The adapter that a request to this base uses now.
+
+        Raises:
+            NotFound: the tenant has no such adapter for this base.
+            Conflict: it is deactivated.
+        """
+        table = self._table()
+        found = _find(table, name, tenant, base)
+        if not found.active:
+            raise Conflict(
+                f"The adapter {name!r} is deactivated.", hint=f"lectern adapters activate {name}", field="model"
+            )
+        return Adapter(found.digest, self._files(found.digest))
+
+    def add(self, name: str, folder: Path, base: Resolved, tenant: str, *, overwrite: bool = False) -> NamedAdapter:
+        """Copy an adapter here and give it a name, once it is known to fit its base.
+
+        Args:
+            overwrite: give a name that exists the new content; it stays active and pinned, or not, as it was.
+
+        Raises:
+            CallerError: the name is no name, or the adapter can't be served on this base; the message says why.
+            Conflict: the name exists, with other content or for another base.
+            OperatorError: it can't be written.
+        """
+        check_name(name)
+        with self._changing() as table:
+            known = next((a for a in table.adapters if (a.tenant, a.name) == (tenant, name)), None)
+            adapter, size = self._taken_in(name, folder, base.path)
+            made = NamedAdapter(tenant, name, base_id(base.card), adapter.digest, size, time.time())
+            if known is not None:
+                if (known.digest, known.base) == (made.digest, made.base):
+                    return known
+                if not overwrite:
+                    raise Conflict(
+                        f"There is an adapter {name!r} with other content already.",
+                        hint="Replace it on purpose, or choose another name.",
+                        field="name",
+                    )
+                made = replace(made, active=known.active, pinned=known.pinned)
+            self._commit(table, known, made)
+        return made
+
+    def change(self, name: str, tenant: str, *, active: bool | None = None, pinned: bool | None = None) -> NamedAdapter:
+        """Activate or deactivate, pin or unpin; None leaves it as it is.
+
+        Raises:
+            NotFound: the tenant has no such adapter.
+            Conflict: a pinned one more would leave no slot for the others.
+        """
+        with self._changing() as table:
+            known = _find(table, name, tenant)
+            made = replace(
+                known,
+                active=known.active if active is None else active,
+                pinned=known.pinned if pinned is None else pinned,
+            )
+            if made.pinned and not known.pinned:
+                self._check_pins(table, made)
+            self._commit(table, known, made)
+        return made
+
+    def remove(self, name: str, tenant: str) -> NamedAdapter:
+        """Take a name away; requests that run end with what they began with.
+
+        Raises:
+            NotFound: the tenant has no such adapter.
+        """
+        with self._changing() as table:
+            known = _find(table, name, tenant)
+            self._commit(table, known, None)
+        return known
+
+    def _check_pins(self, table: _Table, wanted: NamedAdapter) -> None:
+        pinned = {a.digest for a in table.adapters if a.pinned and a.base == wanted.base} | {wanted.digest}
+        if len(pinned) >= self.slots:
+            raise Conflict(
+                f"{len(pinned) - 1} adapters are pinned, and {self.slots} slots must leave one free.",
+                hint="Unpin one, or raise models.engine.adapter_slots.",
+                field="name",
+            )
+
+    def _files(self, digest: str) -> Path:
+        return self.folder / "files" / digest
+
+    @property
+    def _record(self) -> Path:
+        return self.folder / "adapters.json"
+
+    def _table(self) -> _Table:
+        try:
+            return _READER.validate_json(self._record.read_bytes())
+        except FileNotFoundError:
+            return _Table([], {})
+        except ValidationError as error:
+            raise StoreCorrupt(
+                f"{self._record} is damaged: {error.errors()[0]['msg']}.",
+                hint="Put back a copy, or remove it and add the adapters again from adapters/files.",
+            ) from error
+        except OSError as error:
+            raise OperatorError(f"{self._record} can't be read: {error.strerror}.") from error
+
+    @contextmanager
+    def _changing(self) -> Iterator[_Table]:
+        """The table while nobody else changes it."""
+        from filelock import FileLock, Timeout
+
+        make_home(self.home)
+        try:
+            self.folder.mkdir(exist_ok=True)
+            with FileLock(self.folder / "lock", timeout=LOCK_SECONDS):
+                yield self._table()
+        except Timeout:
+            raise OperatorError(f"{self.folder} has been locked for {LOCK_SECONDS:g} seconds.") from None
+        except OSError as error:
+            raise OperatorError(
+                f"{error.filename or self.folder} can't be read or written: {error.strerror}."
+            ) from error
+
+    def _taken_in(self, name: str, folder: Path, base: Path) -> tuple[Adapter, int]:
+        """Copy an adapter's files, check the copy, and put it under its digest; returns it and its size."""
+        from framework.engine.lora import identify, read_adapter
+
+        identify(folder)  # refuses what must not be copied: missing files, pickles, links that lead out
+        staging = self.folder / "staging"
+        shutil.rmtree(staging, ignore_errors=True)
+        draft = staging / name  # messages name the folder
+        draft.mkdir(parents=True)
+        try:
+            for file in FILES:
+                _copy(folder / file, draft / file)
+            adapter = identify(draft)
+            read_adapter(adapter, linears_of(base))
+            size = (draft / FILES[1]).stat().st_size
+            final = self._files(adapter.digest)
+            if not _intact(final, adapter.digest):
+                shutil.rmtree(final, ignore_errors=True)
+                final.parent.mkdir(exist_ok=True)
+                draft.rename(final)
+                _sync(final.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return Adapter(adapter.digest, final), size
+
+    def _commit(self, table: _Table, old: NamedAdapter | None, new: NamedAdapter | None) -> None:
+        """Write the table with one name changed, then remove what nothing has used for long."""
+        now = time.time()
+        adapters = [*(a for a in table.adapters if a != old), *([new] if new else [])]
+        used = {a.digest for a in adapters}
+        left = table.released | ({old.digest: now} if old else {})
+        released = {digest: at for digest, at in left.items() if digest not in used}
+        gone = [digest for digest, at in released.items() if now - at > KEPT_SECONDS]
+        kept = {digest: at for digest, at in released.items() if digest not in gone}
+        self._write({"adapters": [asdict(a) for a in adapters], "released": kept})
+        for digest in gone:
+            shutil.rmtree(self._files(digest), ignore_errors=True)
+
+    def _write(self, values: Mapping[str, Any]) -> None:
+        draft = self._record.with_suffix(".draft")
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(values, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self._record)
+        _sync(self.folder)
+
+
+def check_name(name: str) -> None:
+    """Raises: CallerError: it can't name an adapter."""
+    if not NAME.fullmatch(name):
+        raise CallerError(
+            f"{name[:80]!r} can't name an adapter.",
+            hint="Use 1 to 64 letters, digits, dots, dashes and underscores, a letter or digit first.",
+            field="name",
+        )
+
+
+def split_name(model: str) -> tuple[str, str] | None:
+    """Base and adapter of a model's name such as "smollm2-135m-instruct:support"; None: it names no adapter."""
+    base, _, adapter = model.rpartition(":")
+    return (base, adapter) if base and NAME.fullmatch(adapter) and not Path(model).expanduser().exists() else None
+
+
+def linears_of(folder: Path) -> Mapping[str, tuple[int, int]]:
+    """(out, in) of each linear layer of the model in a folder, without its weights.
+
+    Raises:
+        ModelUnavailable: its config.json can't be used.
+    """
+    from framework.engine.architectures.families import spec_of
+    from framework.engine.loader import read_config
+
+    spec = spec_of(read_config(folder))
+    if spec is not None:
+        return spec.all_linears
+    import torch
+    import transformers
+
+    auto: Any = transformers.AutoModelForCausalLM
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with torch.device("meta"):
+            model = auto.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelUnavailable(f"The model in {folder} can't be built: {str(error)[:300]}") from error
+    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return {name.removeprefix("model."): (layer.out_features, layer.in_features) for name, layer in layers}
+
+
+def _find(table: _Table, name: str, tenant: str, base: str | None = None) -> NamedAdapter:
+    """The same error for a name that doesn't exist and for another tenant's."""
+    for adapter in table.adapters:
+        if (adapter.tenant, adapter.name) == (tenant, name) and base in (None, adapter.base):
+            return adapter
+    for_base = f" for {base}" if base is not None else ""
+    raise NotFound(
+        f"There is no adapter {name[:80]!r}{for_base}.", hint="`lectern adapters list` shows them.", field="adapter"
+    )
+
+
+def _intact(folder: Path, digest: str) -> bool:
+    from framework.engine.lora import identify
+
+    try:
+        return identify(folder).digest == digest
+    except CallerError:
+        return False
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    _sync(target)
+
+
+def _sync(path: Path) -> None:
+    """Have what was written to a file or a directory on the disk before what refers to it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
