@@ -11,6 +11,7 @@ from framework.engine.forward import Decoder, ForwardInputs
 if TYPE_CHECKING:
     import torch
 
+    from framework.engine.adapter import Adapter
     from framework.engine.lora import AdapterCache
     from framework.engine.scheduler import Batch
 
@@ -27,18 +28,21 @@ class ModelRunner:
         self.block_size = block_size
         self._adapters = adapters
 
+    def load(self, slot: int, adapter: Adapter) -> None:
+        """Make an adapter resident in a slot.
+
+        Raises:
+            CallerError: its files are damaged, or don't fit the model.
+        """
+        assert self._adapters is not None, "an engine with slots for adapters needs an AdapterCache"
+        self.decoder.set_adapter(slot, self._adapters.get(adapter, self.decoder.linears))
+
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Copy blocks, load adapters, compute the scheduled tokens.
+        """Copy blocks, compute the scheduled tokens.
 
         Returns:
             Logits, float32 (number of batch.sampling, vocabulary), in their order; valid until the next call.
-
-        Raises:
-            CallerError: an adapter's files are damaged, or don't fit the model.
         """
-        for slot, adapter in batch.loads:
-            assert self._adapters is not None, "a batch with adapters needs an AdapterCache"
-            self.decoder.set_adapter(slot, self._adapters.get(adapter, self.decoder.linears))
         if batch.copies:
             self.decoder.copy_blocks(batch.copies)
         return self.decoder.forward(self.inputs(batch))
