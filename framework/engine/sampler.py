@@ -80,7 +80,7 @@ class Sampler:
         drawn = [row for row, p in enumerate(params) if p.temperature > 0 and isinstance(chosen[row], int)]
         if drawn:
             uniforms = self._uniforms([sequences[row] for row in drawn])
-            taken = _draw(scores[drawn], [params[row] for row in drawn], uniforms)
+            taken = _draw(draw_weights(scores[drawn], [params[row] for row in drawn]), uniforms)
             for row, token in zip(drawn, taken, strict=True):
                 chosen[row] = token
         return chosen
@@ -204,18 +204,30 @@ def _mask(scores: torch.Tensor, masks: Sequence[Mask]) -> None:
         scores[rows] = scores[rows].masked_fill(~allowed, -math.inf)
 
 
-def _draw(scores: torch.Tensor, params: Sequence[SamplingParams], uniforms: NDArray[np.float64]) -> list[int]:
-    """One token a row, with the probability that its weight has among those that are left."""
+def draw_weights(scores: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+    """How probable each token is to be drawn, as integers: 0 for those that temperature, top-k, top-p, min-p leave out.
+
+    Args:
+        scores: shape (rows, vocabulary size), float32, as they are after the mask; not changed.
+
+    Returns:
+        int64 of that shape; the most probable token of each row has SCALE.
+    """
     temperatures = _column(scores, [p.temperature for p in params], torch.float64)
-    shifted = (scores - scores.amax(1, keepdim=True)).double()
-    weights = (shifted / temperatures).exp_().mul_(SCALE).round_().long()
+    shifted = scores.double().sub_(scores.amax(1, keepdim=True))
+    weights = shifted.div_(temperatures).exp_().mul_(SCALE).round_().long()
     _keep_most_probable(weights, params)
     if any(p.min_p for p in params):
         least = _column(weights, [math.ceil(p.min_p * SCALE) for p in params])
         weights.masked_fill_(weights < least, 0)
+    return weights
+
+
+def _draw(weights: torch.Tensor, uniforms: NDArray[np.float64]) -> list[int]:
+    """A token of each row: the first one at which the weights so far exceed that share of all of them."""
     reached = weights.cumsum(1)
     mass = reached[:, -1:]
-    target = (_column(scores, uniforms.tolist(), torch.float64) * mass.double()).long()
+    target = (_column(weights, uniforms.tolist(), torch.float64) * mass.double()).long()
     # A product may be rounded up to the whole mass, which no token lies beyond.
     return torch.searchsorted(reached, torch.minimum(target, mass - 1), right=True)[:, 0].tolist()
 
