@@ -284,10 +284,11 @@ def check_name(name: str) -> None:
         )
 
 
-def split_name(model: str) -> tuple[str, str] | None:
-    """Base and adapter of a model's name such as "smollm2-135m-instruct:support"; None: it names no adapter."""
+def split_name(model: str) -> tuple[str, str]:
+    """Base and adapter of a model's name such as "smollm2-135m-instruct:support"; the adapter is empty without one."""
     base, _, adapter = model.rpartition(":")
-    return (base, adapter) if base and NAME.fullmatch(adapter) and not Path(model).expanduser().exists() else None
+    named = base and NAME.fullmatch(adapter) and not Path(model).expanduser().exists()
+    return (base, adapter) if named else (model, "")
 
 
 def linears_of(folder: Path) -> Mapping[str, tuple[int, int]]:
