@@ -42,6 +42,20 @@ class ForwardInputs:
         return self.positions[self.starts[1:] - 1] + 1
 
 
+def sampled_alone(inputs: ForwardInputs) -> ForwardInputs:
+    """The sampled tokens as a step of their own: the rows that the head sees."""
+    owners = np.searchsorted(inputs.starts, inputs.sampled, side="right") - 1
+    starts = np.arange(len(owners) + 1, dtype=np.int32)
+    return ForwardInputs(
+        tokens=inputs.tokens[inputs.sampled],
+        positions=inputs.positions[inputs.sampled],
+        starts=starts,
+        blocks=inputs.blocks[owners],
+        slots=inputs.slots[owners],
+        sampled=starts[:-1],
+    )
+
+
 class Decoder(Protocol):
     """A decoder with a paged key-value cache, on one device. Not thread-safe: one engine's thread calls it."""
 

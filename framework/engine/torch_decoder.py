@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as functional
 
 from framework.engine.architectures import rope_table
 from framework.engine.attention import Plan, attend
-from framework.engine.forward import ForwardInputs
+from framework.engine.forward import ForwardInputs, sampled_alone
 from framework.engine.kv_cache import LayerShape, PagedCache
 from framework.engine.linear import FloatLinear, Linear, TiledLinear, rounded_linear
 from framework.engine.loader import Weights
@@ -161,7 +160,7 @@ class TorchDecoder:
             hidden = hidden + self._attention(number, layer, self._normed(hidden, layer.attention_norm), step)
             hidden = hidden + self._mlp(layer, self._normed(hidden, layer.mlp_norm), step)
         last = self._normed(hidden[plan.sampled], self._norm)
-        sampled = self._bank.rows(_sampled(inputs)) if step.rows else None
+        sampled = self._bank.rows(sampled_alone(inputs)) if step.rows else None
         return self._head.outputs(last, self._bank, sampled or None)[0].float()
 
     def _attention(self, number: int, layer: Layer, x: torch.Tensor, step: Step) -> torch.Tensor:
@@ -245,18 +244,3 @@ def _rotated(x: torch.Tensor, step: Step) -> torch.Tensor:
     """x (T, heads, width), the first half of each head rotated against the second by its position."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * step.cos - second * step.sin, second * step.cos + first * step.sin), dim=-1)
-
-
-def _sampled(inputs: ForwardInputs) -> ForwardInputs:
-    """The sampled tokens alone, as a step: the rows that the head sees."""
-    owners = np.searchsorted(inputs.starts, inputs.sampled, side="right") - 1
-    starts = np.arange(len(owners) + 1, dtype=np.int32)
-    chosen = inputs.sampled
-    return ForwardInputs(
-        inputs.tokens[chosen],
-        inputs.positions[chosen],
-        starts,
-        inputs.blocks[owners],
-        inputs.slots[owners],
-        starts[:-1],
-    )

@@ -36,7 +36,15 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 
-# Name of the model to make: the class of its configuration, and what differs from SMALL.
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 8,
+    "long_factor": [4.0] * 8,
+    "original_max_position_embeddings": 128,
+}
+
+# Name of the model to make: the class of its configuration, and what differs from SMALL (...: left out).
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": True}),
     "llama-bias": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
@@ -52,8 +60,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2Config", {"sliding_window": 6, "query_pre_attn_scalar": 32}),
     "gemma3": ("Gemma3TextConfig", {"sliding_window": 6}),
     "phi3": ("Phi3Config", {"pad_token_id": 0}),
+    "phi3-longrope": ("Phi3Config", {"pad_token_id": 0, "rope_parameters": LONGROPE}),
     "gpt2": ("GPT2Config", {}),
-    "falcon": ("FalconConfig", {"new_decoder_architecture": True}),
+    "falcon": ("FalconConfig", {"new_decoder_architecture": True, "head_dim": ..., "num_key_value_heads": ...}),
     "gpt-oss": ("GptOssConfig", {"sliding_window": 8, "num_local_experts": 2, "num_experts_per_tok": 1}),
 }
 
@@ -64,7 +73,8 @@ def make_model(kind: str, folder: Path) -> Path:
 
     name, changes = KINDS[kind]
     torch.manual_seed(len(kind))
-    config = getattr(transformers, name)(**{**SMALL, **changes})
+    fields = {key: value for key, value in {**SMALL, **changes}.items() if value is not ...}
+    config = getattr(transformers, name)(**fields)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     for parameter_name, parameter in model.named_parameters():
         if parameter.ndim == 1 or "bias" in parameter_name:  # else zero, or one, and no test of anything
