@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ from openai import OpenAI
 from pydantic import BaseModel
 
 from framework.messages import Completion, Message, TokenLogprob, Usage
-from framework.models.base import NONE, Embedder, JsonSchema, ToolChoice
+from framework.models.base import NONE, Choice, Embedder, GenerationParams, JsonSchema, Regex, ToolChoice
 from framework.testing.scripted import ScriptedChat, tool_call
 
 WEATHER = {
@@ -100,6 +102,62 @@ def test_tool_calls_stream_in_pieces(serving: Any) -> None:
     assert calls
     assert calls[0].function.arguments == '{"city": "Ludwigshafen am Rhein"}'
     assert final.choices[0].finish_reason == "tool_calls"
+
+
+def test_streamed_pieces_of_calls_are_the_calls_that_come_whole(serving: Any) -> None:
+    """Also where two calls' texts come in small pieces, quotes and braces inside them."""
+    calls = [tool_call("weather", city='Bad "Aibling" {\\ 漢字'), tool_call("weather", city="Ulm")]
+    ids = [replace(call, id=f"call_{place}") for place, call in enumerate(calls)]
+    client = client_of(serving(chat=ScriptedChat([ids, ids])))
+    whole = client.chat.completions.create(model="scripted", messages=hello(), tools=[WEATHER])
+    pieces: dict[int, dict[str, str]] = {}
+    for chunk in client.chat.completions.create(model="scripted", messages=hello(), tools=[WEATHER], stream=True):
+        for piece in chunk.choices[0].delta.tool_calls or ():
+            call = pieces.setdefault(piece.index, {"id": piece.id, "name": piece.function.name, "arguments": ""})
+            call["arguments"] += piece.function.arguments
+    assert [
+        {"id": call.id, "name": call.function.name, "arguments": call.function.arguments}
+        for call in whole.choices[0].message.tool_calls
+    ] == [pieces[index] for index in sorted(pieces)]
+    assert json.loads(pieces[0]["arguments"]) == {"city": 'Bad "Aibling" {\\ 漢字'}
+
+
+def test_how_to_sample_reaches_the_model(serving: Any) -> None:
+    chat = ScriptedChat(["Yes."])
+    client_of(serving(chat=chat)).chat.completions.create(
+        model="scripted",
+        messages=hello(),
+        top_p=0.9,
+        presence_penalty=0.5,
+        frequency_penalty=-1,
+        logit_bias={"42": -100, "7": 1},
+        extra_body={"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.2, "stop_token_ids": [3, 4]},
+    )
+    assert chat.requests[0].params == GenerationParams(
+        top_p=0.9,
+        presence_penalty=0.5,
+        frequency_penalty=-1.0,
+        logit_bias={42: -100.0, 7: 1.0},
+        top_k=5,
+        min_p=0.1,
+        repetition_penalty=1.2,
+        stop_ids=frozenset({3, 4}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "constraint"),
+    [
+        ({"regex": "[ab]+"}, Regex("[ab]+")),
+        ({"choice": ["yes", "no"]}, Choice(("yes", "no"))),
+        ({"json": {"type": "object"}}, JsonSchema({"type": "object"})),
+    ],
+)
+def test_structured_outputs_constrain_the_answer(serving: Any, wanted: Any, constraint: Any) -> None:
+    chat = ScriptedChat(["yes"])
+    client = client_of(serving(chat=chat))
+    client.chat.completions.create(model="scripted", messages=hello(), extra_body={"structured_outputs": wanted})
+    assert chat.requests[0].constraint == constraint
 
 
 def test_at_most_one_call_where_parallel_ones_are_not_wanted(serving: Any) -> None:

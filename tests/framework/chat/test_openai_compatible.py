@@ -152,6 +152,32 @@ async def test_the_request_says_what_was_asked_for() -> None:
     assert not {"max_tokens", "top_p", "stop", "seed", "logprobs"} & set(server.bodies[1])
 
 
+async def test_how_to_sample_is_told_by_openais_names_and_vllms() -> None:
+    params = GenerationParams(
+        top_k=5,
+        min_p=0.1,
+        presence_penalty=0.5,
+        frequency_penalty=-1.0,
+        repetition_penalty=1.2,
+        logit_bias={42: -100.0},
+        stop_ids=frozenset({4, 3}),
+    )
+    told = {
+        "top_k": 5,
+        "min_p": 0.1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -1.0,
+        "repetition_penalty": 1.2,
+        "logit_bias": {"42": -100.0},
+        "stop_token_ids": [3, 4],
+    }
+    async with serving(FINE) as server:
+        await complete(server.model(), HELLO, params=params)
+        await complete(server.model(), HELLO)
+    assert told.items() <= server.bodies[0].items()
+    assert not {*told, "top_p"} & set(server.bodies[1]), "what is neutral is left out: not every server knows it"
+
+
 @pytest.mark.parametrize(
     ("choice", "tools", "sent"),
     [
