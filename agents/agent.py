@@ -18,7 +18,7 @@ from framework.bridge import iterate_sync, run_sync
 from framework.config import Settings
 from framework.errors import CallerError
 from framework.messages import Message
-from framework.models.base import ChatModel
+from framework.models.base import TENANT, ChatModel
 from framework.retrieval.store import Corpus
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ class Agent:
                     tenant,
                     Executor(toolset),
                     shelves,
-                    partial(self._chat_model, settings),
+                    partial(self._chat_model, settings, tenant),
                     self.quoting,
                 )
                 self._runner = runner = Runner(deps, Threads(settings.home))
@@ -301,7 +301,9 @@ class Agent:
         found: Knowledge = self._library.retriever(source)
         return found
 
-    async def _chat_model(self, settings: Settings) -> ChatModel:
+    async def _chat_model(self, settings: Settings, tenant: str) -> ChatModel:
+        """The model, which the task that asks for it uses for this tenant."""
+        TENANT.set(tenant)
         model = self._model
         if model is None or isinstance(model, str):
             return await asyncio.to_thread(self._load_model, settings)

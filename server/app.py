@@ -20,8 +20,8 @@ from server.config import ServerConfig
 from server.directory import Directory
 from server.middleware import Gate, HostGuard, Intake, Log
 from server.presence import announced
+from server.routes import adapters, embeddings, engines, health, internal, models
 from server.routes import chat as chat_completions
-from server.routes import embeddings, health, internal, models
 from server.schemas import ChatChunk
 from server.state import ServerState
 
@@ -79,7 +79,7 @@ def create_app(
     )
     app.state.gate = gate
     errors.install(app)
-    for routes in (chat_completions, embeddings, models, health, internal):
+    for routes in (chat_completions, embeddings, models, adapters, engines, health, internal):
         app.include_router(routes.router)
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend the description
     return app
@@ -109,6 +109,7 @@ async def _lifespan(
         warming.cancel()
         await asyncio.wait((warming,))
         await gate.emptied(CLOSE_SECONDS)
+        await state.directory.drain(CLOSE_SECONDS)
         await asyncio.to_thread(state.close)
 
 

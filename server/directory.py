@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from agents import Agent, AgentConfig
 from framework.config import Settings
-from framework.errors import CallerError, NotFound
+from framework.errors import CallerError, LecternError, NotFound
 from framework.messages import user
+from framework.models.adapters import AdapterStore, base_id
 from framework.models.base import ChatModel, Embedder, GenerationParams, complete
-from framework.models.catalog import Catalog
+from framework.models.catalog import Catalog, Resolved
 from framework.models.config import ModelsConfig
 from server.agent_replies import AgentResponder
 from server.config import ServerConfig
@@ -78,12 +81,17 @@ class Directory:
         self._fixed: dict[str, Entry] = {}
         for entry in self._entries():
             self._fixed.setdefault(entry.id, entry)
+        self.adapters = AdapterStore.open(settings)
+        self._bases = dict(self._local())
 
     async def entries(self) -> list[Entry]:
-        """Agents first, then chat models and embedding models, the default ones ahead."""
+        """Agents first, then chat models, their active adapters and embedding models, the default ones ahead."""
         offered = [Entry(PREFIX + name, "agent", "lectern") for name in await self._offered()]
-        fixed = list(self._fixed.values())
-        return [*(e for e in fixed if e.kind == "agent"), *offered, *(e for e in fixed if e.kind != "agent")]
+        adapted = [Entry(name, "chat", "lectern") for name in await asyncio.to_thread(self._adapted)]
+        agents, chats, embedders = (
+            [entry for entry in self._fixed.values() if entry.kind == kind] for kind in ("agent", "chat", "embedding")
+        )
+        return [*agents, *offered, *chats, *adapted, *embedders]
 
     async def responder(self, name: str) -> Responder:
         """What answers chat requests under that name.
@@ -91,6 +99,7 @@ class Directory:
         Raises:
             UnknownModel: nothing does.
             CallerError: it names an embedding model.
+            Conflict: it names an adapter that is deactivated.
         """
         kind = await self._kind(name)
         if kind == "embedding":
@@ -104,9 +113,7 @@ class Directory:
         wanted = name or self.default
         if self._chat is not None and wanted == self.default:
             return self._chat
-        from framework.models.chat import load_chat
-
-        return await self._once("chat", wanted, lambda: load_chat(wanted, self.models))
+        return await self._once("chat", wanted, partial(self._load_chat, wanted))
 
     async def embedder(self, name: str) -> Embedder:
         """Raises: UnknownModel, or CallerError for a model that does not embed."""
@@ -118,6 +125,21 @@ class Directory:
         if name == self.models.embedder:
             return await self._once("embedding", name, lambda: self.library.embedder)
         return await self._once("embedding", name, lambda: load_embedder(name, self.models))
+
+    async def base(self, name: str) -> Resolved:
+        """A chat model that this installation offers and runs itself, so that it can have adapters.
+
+        Raises:
+            UnknownModel: there is no such model.
+            CallerError: it runs elsewhere, or is none that adapters are for.
+        """
+        if await self._kind(name) != "chat" or name not in self._bases:
+            raise CallerError(f"{name[:200]!r} is no chat model that adapters can be for.", field="base")
+        return await asyncio.to_thread(Catalog(self.models).resolve, name)
+
+    def base_name(self, base: str) -> str:
+        """What requests call an adapter's base, which `base_id` names."""
+        return next((name for name, known in self._bases.items() if known == base), base)
 
     async def warm(self) -> None:
         """Load what is asked for by default, so that the first request does not wait for it.
@@ -131,11 +153,23 @@ class Directory:
             await complete(model, [user("Hello")], params=GenerationParams(max_tokens=1))
         await self.embedder(self.models.embedder)
 
+    async def drain(self, seconds: float) -> None:
+        """Let what the models that were loaded here still compute come to its end, for so long at most."""
+        draining = [model.drain(seconds) for model in self._chats() if hasattr(model, "drain")]
+        await asyncio.gather(*draining)
+
     def close(self) -> None:
         """Let go of the models that were loaded here."""
-        for (kind, _), made in self._loaded.items():
-            if kind == "chat" and made.done() and not made.cancelled() and hasattr(made.result(), "close"):
-                made.result().close()
+        for model in self._chats():
+            if hasattr(model, "close"):
+                model.close()
+
+    def _chats(self) -> list[Any]:
+        return [
+            made.result()
+            for (kind, _), made in self._loaded.items()
+            if kind == "chat" and made.done() and not made.cancelled()
+        ]
 
     async def _agent(self, name: str) -> Agent:
         if name in self.agents:
@@ -156,7 +190,22 @@ class Directory:
             return self._fixed[name].kind
         if name.startswith(PREFIX) and name.removeprefix(PREFIX) in await self._offered():
             return "agent"
+        base, _, adapter = name.rpartition(":")
+        if base in self._bases:
+            with suppress(NotFound):
+                await asyncio.to_thread(self.adapters.get, adapter, self.library.tenant, self._bases[base])
+                return "chat"
         raise UnknownModel(name)
+
+    def _adapted(self) -> list[str]:
+        """The models that are a base with an active adapter."""
+        known = self.adapters.list(self.library.tenant)
+        return [f"{name}:{a.name}" for name, base in self._bases.items() for a in known if a.active and a.base == base]
+
+    def _load_chat(self, name: str) -> ChatModel:
+        from framework.models.chat import load_chat
+
+        return load_chat(name, self.models, settings=self.settings, tenant=self.library.tenant)
 
     async def _offered(self) -> list[str]:
         found = await asyncio.to_thread(self.library.manifest.collections, self.library.tenant)
@@ -171,6 +220,14 @@ class Directory:
             yield Entry(name, "chat", "endpoint" if name in self.models.endpoints else "lectern")
         for name in (self.models.embedder, *(c.name for c in installed if c.kind == "embedding")):
             yield Entry(name, "embedding", "lectern")
+
+    def _local(self) -> Iterator[tuple[str, str]]:
+        """The chat models that run in this process, and what their adapters call them."""
+        for entry in self._fixed.values():
+            given = self._chat is not None and entry.id == self.default
+            if entry.kind == "chat" and not given and entry.id not in self.models.endpoints:
+                with suppress(LecternError):  # a provider's name, or a model that can't be used: it has no adapters
+                    yield entry.id, base_id(Catalog(self.models).card(entry.id))
 
     async def _once(self, kind: Kind, name: str, make: Callable[[], T]) -> T:
         """Made in a thread, once for all who wait; one who leaves meanwhile does not stop it, a failure is not kept."""

@@ -130,6 +130,7 @@ def make_engine(folder: Path, name: str, config: EngineConfig, threads: int | No
         device=config.device,
         adapter_slots=config.adapter_slots,
         kernels=config.kernels,
+        deterministic=config.deterministic,
     )
     blocks = kv_blocks(decoder, config, _free_bytes(decoder.device))
     decoder.allocate(blocks)

@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 from fastapi import APIRouter, Response
 
+from framework.models.base import TENANT
 from server import conversation
 from server.replies import Envelope, chunks, completion
 from server.routes.json_route import JsonRoute
@@ -30,6 +31,7 @@ STREAMED = {
 )
 async def create_chat_completion(request: ChatRequest, state: State) -> Response:
     """`model` is a chat model or an agent of `GET /v1/models`. An agent's answer carries citations and steps."""
+    TENANT.set(state.library.tenant)
     asked = await asyncio.to_thread(conversation.read, request)
     responder = await state.directory.responder(request.model)
     envelope = Envelope(request.model)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from framework.models.config import EngineConfig
 from framework.models.constraints import Vocabulary
 from framework.models.local_chat import LocalChat
 
@@ -68,7 +69,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> LocalChat:
     """The random model, loaded once."""
-    return LocalChat(tiny_folder, "tiny")
+    return LocalChat(tiny_folder, "tiny", config=EngineConfig(device="cpu", dtype="float32", kv_dtype="float32"))
 
 
 @pytest.fixture(scope="session")
@@ -79,5 +80,5 @@ def vocabulary(tiny_folder: Path) -> Vocabulary:
 
 @pytest.fixture
 def model_folder(tmp_path: Path) -> Callable[..., Path]:
-    """`model_folder(template=...)` makes a folder of the test's own."""
-    return lambda template=TEMPLATE: make_folder(tmp_path / "model", template)
+    """`model_folder(template=..., seed=...)` makes a folder of the test's own."""
+    return lambda template=TEMPLATE, seed=0: make_folder(tmp_path / "model", template, seed)

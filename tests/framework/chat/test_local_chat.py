@@ -1,21 +1,29 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from framework.bridge import iterate_sync
+from framework.engine.lora import identify
+from framework.engine.statistics import Statistics
 from framework.errors import CallerError, ModelUnavailable, NotFound
 from framework.messages import Delta, Message, ToolSpec, Usage, assemble, user
+from framework.models import engines
 from framework.models.base import (
     AUTO,
     REQUIRED,
+    TENANT,
     ChatModel,
     Choice,
     GenerationParams,
@@ -24,13 +32,16 @@ from framework.models.base import (
     complete,
 )
 from framework.models.chat import PROVIDERS, load_chat
-from framework.models.config import EndpointConfig, ModelsConfig
+from framework.models.config import EndpointConfig, EngineConfig, ModelsConfig
 from framework.models.local_chat import LocalChat
 from framework.models.openai_compatible import OpenAICompatible
+from framework.testing.adapters import write_lora
 from framework.testing.scripted import ScriptedChat, scripted_from_file
 
 CONTEXT = 1024
 HELLO = [user("Hello")]
+FLOAT32 = EngineConfig(device="cpu", dtype="float32", kv_dtype="float32")
+LONG = GenerationParams(max_tokens=400, temperature=1.0, seed=5, logit_bias={1: -100.0})  # it does not end by itself
 WEATHER = ToolSpec(
     "get_weather",
     "Weather of a city.",
@@ -43,46 +54,59 @@ WEATHER = ToolSpec(
 CLOCK = ToolSpec("clock", "The time.", {"type": "object", "properties": {}})
 
 
+def own(folder: Path, name: str = "brief", **settings: Any) -> LocalChat:
+    """A chat with settings of its own, so that no other test's shares its engine."""
+    return LocalChat(folder, name, config=replace(FLOAT32, **{"max_waiting": 99, **settings}))
+
+
 async def deltas(model: ChatModel, messages: Sequence[Message] = HELLO, **options: Any) -> list[Delta]:
     return [delta async for delta in model.stream(messages, **options)]
 
 
-def reference(model: LocalChat, prompt: list[int], count: int) -> list[int]:
+@pytest.fixture(scope="session")
+def peer(tiny_folder: Path) -> Any:
+    """The same weights in transformers' own model."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(tiny_folder).eval()
+
+
+def reference(peer: Any, prompt: list[int], count: int) -> list[int]:
     """Greedy decoding by whole forward passes: no cache, no generate."""
     import torch
 
     ids = torch.tensor([prompt])
     with torch.no_grad():
         for _ in range(count):
-            ids = torch.cat([ids, model._model(ids).logits[:, -1:].argmax(-1)], dim=1)
+            ids = torch.cat([ids, peer(ids).logits[:, -1:].argmax(-1)], dim=1)
     return ids[0, len(prompt) :].tolist()
 
 
-async def test_it_is_a_chat_model_and_says_what_plain_forward_passes_say(tiny: LocalChat) -> None:
+async def test_it_is_a_chat_model_and_says_what_plain_forward_passes_say(tiny: LocalChat, peer: Any) -> None:
     assert isinstance(tiny, ChatModel)
     done = await complete(tiny, HELLO, params=GenerationParams(max_tokens=24, logprobs=0))
-    expected = reference(tiny, tiny.prompt(HELLO), 24)
+    expected = reference(peer, tiny.prompt(HELLO), 24)
     ended = expected.index(1) if 1 in expected else len(expected)
     assert [entry.token for entry in done.logprobs] == [named(tiny, token) for token in expected[:ended]]
     assert done.usage == Usage(len(tiny.prompt(HELLO)), min(24, ended + 1))
 
 
 def named(model: LocalChat, token: int) -> str:
-    raw = model._vocabulary.token_bytes(token)
+    raw = model._text.vocabulary.token_bytes(token)
     try:
         return raw.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-async def test_logprobs_are_those_of_a_plain_forward_pass(tiny: LocalChat) -> None:
+async def test_logprobs_are_those_of_a_plain_forward_pass(tiny: LocalChat, peer: Any) -> None:
     import torch
 
     done = await complete(tiny, HELLO, params=GenerationParams(max_tokens=8, logprobs=5))
     prompt = tiny.prompt(HELLO)
-    tokens = reference(tiny, prompt, 8)
+    tokens = reference(peer, prompt, 8)
     with torch.no_grad():
-        rows = tiny._model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        rows = peer(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
     for token, row, entry in zip(tokens, rows, done.logprobs, strict=False):
         assert math.isclose(entry.logprob, row[token].item(), abs_tol=1e-3)
         best = row.topk(5)
@@ -159,14 +183,14 @@ async def test_the_answer_ends_before_a_stop_string(tiny: LocalChat) -> None:
 
 
 async def test_a_prompt_longer_than_the_context_is_refused_before_the_model_is_loaded(tiny_folder: Path) -> None:
-    model = LocalChat(tiny_folder, "fresh")
+    model = own(tiny_folder)
     long = [user("word " * CONTEXT)]
     with pytest.raises(CallerError) as refused:
         await complete(model, long)
     assert refused.value.field == "messages"
     assert str(len(model.prompt(long))) in str(refused.value)
     assert str(CONTEXT) in str(refused.value)
-    assert "_model" not in vars(model)
+    assert model._lease.engine._thread is None
     model.close()
 
 
@@ -202,88 +226,193 @@ async def test_half_a_surrogate_pair_is_refused_and_the_model_goes_on(tiny: Loca
     assert (await complete(tiny, HELLO, params=GenerationParams(max_tokens=2))).usage.completion_tokens >= 1
 
 
-@pytest.mark.parametrize("how", ["close", "cancel"])
-async def test_generation_stops_within_a_token_when_its_reader_goes(
-    tiny: LocalChat, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    model, steps, gone = tiny._model, 0, threading.Event()
-    forward = model.forward
+async def settled(model: LocalChat) -> Statistics:
+    """The engine's figures once it has followed all that was ordered before."""
+    await complete(model, HELLO, params=GenerationParams(max_tokens=1))
+    return model._lease.engine.statistics()
 
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        nonlocal steps
-        if gone.is_set():
-            steps += 1
-        elif started.is_set():
-            gone.wait(timeout=5)  # hold the model here until the reader is gone
-        return forward(*args, **kwargs)
 
-    started = threading.Event()
-    monkeypatch.setattr(model, "forward", counting)
-    stream = tiny.stream(HELLO, params=GenerationParams(max_tokens=300, temperature=1.0, seed=5))
+@pytest.mark.parametrize("how", ["close", "cancel", "leave"])
+async def test_an_answer_whose_reader_goes_leaves_nothing_behind(tiny: LocalChat, how: str) -> None:
+    before, tasks = (await settled(tiny)).total.cancelled, len(asyncio.all_tasks())
+    stream = tiny.stream(HELLO, params=LONG)
     if how == "close":
         await anext(stream)
-        started.set()
         await stream.aclose()  # type: ignore[attr-defined]  # an async generator
     else:
-        read = asyncio.Event()
-
-        async def reader() -> None:
-            async for _ in stream:
-                read.set()
-
-        task = asyncio.create_task(reader())
-        await read.wait()
-        started.set()
+        begun = asyncio.Event()
+        task = asyncio.create_task(until_the_end(stream, begun))
+        await (begun.wait() if how == "cancel" else asyncio.sleep(0))
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    gone.set()
-    await asyncio.wrap_future(tiny._worker.submit(lambda: None))  # the worker is free again
-    assert steps <= 1
+    after = await settled(tiny)
+    assert (after.running, after.waiting, after.blocks_used) == (0, 0, 0)
+    assert after.total.cancelled - before == (0 if how == "leave" else 1)
+    assert len(asyncio.all_tasks()) == tasks
 
 
-async def test_requests_at_once_are_served_in_turn_and_each_rightly(tiny: LocalChat) -> None:
-    def asked(seed: int) -> GenerationParams:
-        return GenerationParams(max_tokens=12, temperature=1.0, seed=seed)
+async def until_the_end(stream: AsyncIterator[Delta], begun: asyncio.Event) -> list[Delta]:
+    read = []
+    async for delta in stream:
+        begun.set()
+        read.append(delta)
+    return read
 
-    alone = [await complete(tiny, HELLO, params=asked(seed)) for seed in range(4)]
-    together = await asyncio.gather(*(complete(tiny, HELLO, params=asked(seed)) for seed in range(4)))
+
+async def test_a_thousand_abandoned_answers_leave_nothing_behind(tiny: LocalChat) -> None:
+    await asyncio.gather(*(settled(tiny) for _ in range(16)))  # all threads that prepare requests are there
+    tasks, threads = len(asyncio.all_tasks()), threading.active_count()
+
+    async def leave(number: int) -> None:
+        stream = tiny.stream([user(f"Hello {number}")], params=LONG)
+        await anext(stream)
+        await stream.aclose()  # type: ignore[attr-defined]  # an async generator
+
+    for start in range(0, 1000, 50):
+        await asyncio.gather(*(leave(number) for number in range(start, start + 50)))
+    after = await settled(tiny)
+    assert (after.running, after.waiting, after.blocks_used) == (0, 0, 0)
+    assert len(asyncio.all_tasks()) == tasks
+    assert threading.active_count() <= threads
+
+
+async def test_64_requests_at_once_are_each_served_as_if_alone(tiny: LocalChat) -> None:
+    def asked(number: int) -> tuple[list[Message], dict[str, Any]]:
+        params = GenerationParams(max_tokens=8 + number % 16, temperature=0.5 * (number % 3), seed=number)
+        tools = {"tools": [WEATHER], "tool_choice": REQUIRED} if number % 4 == 0 else {}
+        return [user("Hello " * (number % 7))], {"params": params, **tools}
+
+    alone = [await complete(tiny, messages, **options) for messages, options in map(asked, range(64))]
+    together = await asyncio.gather(*(complete(tiny, m, **options) for m, options in map(asked, range(64))))
     assert together == alone
 
 
-async def test_a_request_cancelled_while_it_waits_never_runs(tiny: LocalChat) -> None:
-    release = threading.Event()
-    busy = tiny._worker.submit(release.wait, 5)
-    waiting = asyncio.create_task(complete(tiny, HELLO))
-    await asyncio.sleep(0)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    release.set()
-    assert busy.result()
-    after = tiny._worker.submit(lambda: "free")
-    assert after.result(timeout=1) == "free"
-
-
-async def test_a_closed_model_says_so_to_those_who_wait_and_those_who_come(tiny_folder: Path) -> None:
-    model, release = LocalChat(tiny_folder, "brief"), threading.Event()
-    model._worker.submit(release.wait, 5)
-    waiting = asyncio.create_task(complete(model, HELLO))
-    await asyncio.sleep(0)
-    closing = asyncio.create_task(asyncio.to_thread(model.close))
-    with pytest.raises(ModelUnavailable, match="closed before"):
-        await waiting
-    release.set()
-    await closing
+async def test_a_closed_model_says_so_to_those_who_are_there_and_those_who_come(tiny_folder: Path) -> None:
+    model = own(tiny_folder)
+    await settled(model)
+    begun = asyncio.Event()
+    waiting = [asyncio.create_task(until_the_end(model.stream(HELLO, params=LONG), begun)) for _ in range(40)]
+    await begun.wait()
+    await asyncio.to_thread(model.close)
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(isinstance(outcome, ModelUnavailable) and "was closed" in str(outcome) for outcome in outcomes)
+    assert any("closed before" in str(outcome) for outcome in outcomes)
     with pytest.raises(ModelUnavailable, match="was closed"):
         await complete(model, HELLO)
 
 
-async def test_a_reader_that_stalls_holds_nobody_up(tiny: LocalChat) -> None:
-    stalled = tiny.stream(HELLO, params=GenerationParams(max_tokens=60, temperature=1.0, seed=2))
-    await anext(stalled)
-    assert (await complete(tiny, HELLO, params=GenerationParams(max_tokens=3))).usage.completion_tokens >= 1
-    assert [delta async for delta in stalled][-1].finish_reason
+async def test_draining_lets_answers_end(tiny_folder: Path) -> None:
+    model = own(tiny_folder)
+    expected, begun = await deltas(model, params=LONG), asyncio.Event()
+    running = asyncio.create_task(until_the_end(model.stream(HELLO, params=LONG), begun))
+    await begun.wait()
+    await model.drain(20)
+    assert await running == expected
+    with pytest.raises(ModelUnavailable, match="was closed"):
+        await complete(model, HELLO)
+
+
+async def test_chats_of_one_folder_share_an_engine_and_the_last_one_ends_it(tiny_folder: Path) -> None:
+    one, other, apart = own(tiny_folder, "one"), own(tiny_folder, "other"), own(tiny_folder, "apart", max_sequences=3)
+    engine = one._lease.engine
+    assert engine is other._lease.engine is not apart._lease.engine
+    await complete(one, HELLO, params=GenerationParams(max_tokens=2))
+    one.close()
+    assert (await complete(other, HELLO, params=GenerationParams(max_tokens=2))).usage.completion_tokens
+    other.close()
+    assert engine.closed
+    assert (await complete(apart, HELLO, params=GenerationParams(max_tokens=2))).usage.completion_tokens
+    await apart.drain(5)
+    assert not [name for name, _ in engines.statistics() if name in ("one", "other", "apart")]
+
+
+async def test_a_folder_whose_files_changed_is_another_model(model_folder: Callable[..., Path]) -> None:
+    folder = model_folder()
+    before = LocalChat(folder, "m", config=FLOAT32)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "note": "changed"}), encoding="utf-8")
+    assert LocalChat(folder, "m", config=FLOAT32)._lease.engine is not before._lease.engine
+    before.close()
+
+
+async def test_a_chat_that_is_dropped_takes_its_engine_along(tiny_folder: Path) -> None:
+    model = own(tiny_folder)
+    await settled(model)
+    engine = model._lease.engine
+    thread = engine._thread
+    assert thread is not None
+    del model
+    gc.collect()
+    await asyncio.to_thread(thread.join, 10)
+    assert engine.closed
+
+
+async def test_two_models_answer_in_one_process(tiny: LocalChat, model_folder: Callable[..., Path]) -> None:
+    other = LocalChat(model_folder(seed=1), "other", config=FLOAT32)
+    params = GenerationParams(max_tokens=30)
+    alone = [await complete(model, HELLO, params=params) for model in (tiny, other)]
+    assert alone[0] != alone[1]
+    pairs = [asyncio.gather(*(complete(model, HELLO, params=params) for model in (tiny, other))) for _ in range(5)]
+    assert await asyncio.gather(*pairs) == [alone] * 5
+    other.close()
+
+
+async def test_an_adapter_answers_and_one_replaced_while_in_use_goes_on(tiny_folder: Path, tmp_path: Path) -> None:
+    linears = {f"layers.{layer}.self_attn.{name}_proj": (32, 32) for layer in range(2) for name in "qo"}
+    old, new = (identify(write_lora(tmp_path / str(seed), linears, seed=seed)) for seed in range(2))
+    name = {"assistant": old}
+    model = LocalChat(tiny_folder, "tiny", config=FLOAT32, adapter=lambda: name["assistant"])
+    plain = LocalChat(tiny_folder, "tiny", config=FLOAT32)
+    params = GenerationParams(max_tokens=40, temperature=1.0, seed=3)
+    expected = await complete(model, HELLO, params=params)
+    stream = model.stream(HELLO, params=params)
+    first = await anext(stream)
+    name["assistant"] = new
+    replaced = await complete(model, HELLO, params=params)
+    base = await complete(plain, HELLO, params=params)
+    assert assemble([first, *[delta async for delta in stream]]) == expected
+    assert len({done.message.content for done in (expected, replaced, base)}) == 3
+    assert set(model._lease.engine.statistics().adapters) >= {old.digest, new.digest}
+
+
+async def test_tenants_share_nothing_that_is_cached(tiny: LocalChat) -> None:
+    asked = [user("Is this known already? " * 4)]
+
+    async def cached(tenant: str) -> int:
+        TENANT.set(tenant)
+        before = (await settled(tiny)).total.cached_tokens
+        TENANT.set(tenant)
+        await complete(tiny, asked, params=GenerationParams(max_tokens=2))
+        return tiny._lease.engine.statistics().total.cached_tokens - before
+
+    length = len(tiny.prompt(asked))
+    seen = [await asyncio.create_task(cached(tenant)) for tenant in ("one", "two", "one")]
+    assert max(seen[:2]) < length - 1  # at most what every prompt of that tenant begins with
+    assert seen[2] == length - 1
+
+
+async def test_a_reader_that_stalls_holds_nobody_up_and_little_is_kept_for_it(tiny: LocalChat) -> None:
+    expected = await complete(tiny, HELLO, params=LONG)
+    stalled = tiny.stream(HELLO, params=LONG)
+    first = await anext(stalled)
+    assert (await complete(tiny, [user("Others go on.")], params=LONG)).usage.completion_tokens == LONG.max_tokens
+    assert tiny._lease.engine.statistics().paused == 1
+    assert assemble([first, *[delta async for delta in stalled]]) == expected
+
+
+def test_transformers_is_not_imported_for_a_model_of_ours(tiny_folder: Path) -> None:
+    code = (
+        "import asyncio, sys; from pathlib import Path; from framework.messages import user;"
+        "from framework.models.base import GenerationParams, complete;"
+        "from framework.models.local_chat import LocalChat;"
+        "assert 'torch' not in sys.modules;"
+        f"model = LocalChat(Path({str(tiny_folder)!r}), 'tiny');"
+        "done = asyncio.run(complete(model, [user('Hello')], params=GenerationParams(max_tokens=3)));"
+        "print(done.usage.completion_tokens, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["3", "False"]
 
 
 def test_synchronous_callers_get_the_same(tiny: LocalChat) -> None:
@@ -297,12 +426,13 @@ async def test_a_template_that_hangs_fails_its_request_only(
     model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
-    model = LocalChat(model_folder(template="{% if messages[0].content == 'loop' %}" + loop + "{% endif %}x"), "odd")
-    model._template._child.seconds = 0.5
+    model = LocalChat(
+        model_folder(template="{% if messages[0].content == 'loop' %}" + loop + "{% endif %}x"), "odd", config=FLOAT32
+    )
+    model._text.template._child.seconds = 0.5
     with pytest.raises(ModelUnavailable, match="did not end"):
         await complete(model, [user("loop")])
     assert (await complete(model, HELLO, params=GenerationParams(max_tokens=2))).usage.prompt_tokens == 1
-    model._template.close()
     model.close()
 
 
@@ -315,11 +445,11 @@ async def test_code_that_comes_with_a_model_is_never_run(model_folder: Callable[
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["auto_map"] = {"AutoModelForCausalLM": "modeling_evil.Evil", "AutoConfig": "modeling_evil.Evil"}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert await complete(LocalChat(folder, "m"), HELLO, params=GenerationParams(max_tokens=2))
+    assert await complete(LocalChat(folder, "m", config=FLOAT32), HELLO, params=GenerationParams(max_tokens=2))
     config["model_type"] = "evil"
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(ModelUnavailable, match="never run"):
-        await complete(LocalChat(folder, "m"), HELLO)
+    with pytest.raises(ModelUnavailable, match="without code of the folder's own"):
+        await complete(LocalChat(folder, "m", config=FLOAT32), HELLO)
     assert not proof.exists()
 
 
@@ -330,7 +460,7 @@ async def test_pickled_weights_are_refused(model_folder: Callable[..., Path]) ->
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(ModelUnavailable, match="safetensors"):
-        await complete(LocalChat(folder, "m"), HELLO)
+        await complete(LocalChat(folder, "m", config=FLOAT32), HELLO)
 
 
 @pytest.mark.parametrize(("name", "content"), [("config.json", None), ("config.json", "{"), ("tokenizer.json", None)])
@@ -340,7 +470,7 @@ async def test_a_damaged_folder_is_named(model_folder: Callable[..., Path], name
     if content is not None:
         (folder / name).write_text(content, encoding="utf-8")
     with pytest.raises(ModelUnavailable, match=name):
-        await complete(LocalChat(folder, "m"), HELLO)
+        await complete(LocalChat(folder, "m", config=FLOAT32), HELLO)
 
 
 def test_tokens_are_counted_as_plain_text(tiny: LocalChat) -> None:
