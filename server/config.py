@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from pathlib import Path
 
 from framework.errors import ConfigError
 
@@ -18,6 +19,8 @@ class ServerConfig:
             use it.
         allowed_hosts: names, besides the loopback ones and `host`, that a request's Host header may carry.
         collections: collections offered as models `collection:NAME`; empty: all of them.
+        adapters: folder whose subfolders may be added as adapters over HTTP; relative to the configuration file. None:
+            no adapter is taken over HTTP.
         max_body: largest request body in bytes.
         max_concurrent: requests that compute at one time.
         max_waiting: further requests that may wait for their turn; those beyond get 429.
@@ -31,6 +34,7 @@ class ServerConfig:
     allow_remote: bool = False
     allowed_hosts: tuple[str, ...] = ()
     collections: tuple[str, ...] = ()
+    adapters: Path | None = None
     max_body: int = 8 * 1024 * 1024
     max_concurrent: int = 8
     max_waiting: int = 64
