@@ -82,7 +82,8 @@ class AsyncEngine:
         self._news = threading.Condition()  # guards what follows, and is told of every change to it
         self._orders: list[Order] = []
         self._readers: dict[_Reader, None] = {}
-        self._thread: threading.Thread | None = None
+        self._thread: threading.Thread | None = None  # the one that serves; `_last` may be about to end
+        self._last: threading.Thread | None = None
         self._engine: Engine | None = None
         self._draining = False
         self._closed = False
@@ -134,7 +135,7 @@ class AsyncEngine:
         """End all requests with an error, now. Returns when the thread has ended, after its present step."""
         with self._news:
             self._closed = True
-            thread = self._thread
+            thread = self._last
             left = self._clear()
             self._news.notify()
         _end(left, lambda: self._unavailable("was closed before it answered"))
@@ -165,7 +166,7 @@ class AsyncEngine:
 
     def _begin(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=f"lectern-engine {self.name}", daemon=True)
+            self._thread = self._last = threading.Thread(target=self._run, name=f"engine {self.name}", daemon=True)
             self._thread.start()
 
     def _order(self, order: Order) -> None:

@@ -63,6 +63,8 @@ class Lease:
                 del _LEASES[self._key]
         if last:
             self.engine.close()
+            with _LOCK:
+                _OPEN.discard(self.engine)
 
     def abandon(self) -> None:
         """Give it back from wherever its holder is collected, perhaps by the engine's own thread or within a lock."""
@@ -79,6 +81,7 @@ class Lease:
 
 _LOCK = threading.Lock()
 _LEASES: dict[_Key, list[Lease]] = {}
+_OPEN: set[AsyncEngine] = set()  # those whose thread may still run, leased or not
 
 
 def lease(folder: Path, name: str, config: EngineConfig, threads: int | None = None) -> Lease:
@@ -94,6 +97,7 @@ def lease(folder: Path, name: str, config: EngineConfig, threads: int | None = N
         usable = next((one.engine for one in leases if not one.engine.closed), None)
         engine = usable or AsyncEngine(partial(make_engine, folder, name, config, threads), name, config.buffer)
         leases.append(Lease(key, engine))
+        _OPEN.add(engine)
         return leases[-1]
 
 
@@ -176,6 +180,6 @@ def _free_bytes(device: torch.device) -> int:
 def _close_all() -> None:
     """Daemon threads must not compute while the interpreter goes away."""
     with _LOCK:
-        left = [one for leases in _LEASES.values() for one in leases]
-    for one in left:
-        one.release()
+        left = list(_OPEN)
+    for engine in left:
+        engine.close()
