@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from framework.engine.adapter import Adapter
 from framework.errors import Conflict
@@ -50,6 +50,10 @@ class AdapterSlots:
 
     def unpin(self, digest: str) -> None:
         self._pinned.discard(digest)
+
+    def repin(self, digests: Collection[str]) -> None:
+        """Pin these and no others. If they are too many, so that no slot would be left, some of them are not."""
+        self._pinned = set(sorted(digests)[: max(len(self._users) - 1, 0)])
 
     def find(self, digest: str) -> int | None:
         """The slot that `take` would give this adapter; None: it has to wait for one."""

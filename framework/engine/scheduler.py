@@ -16,56 +16,11 @@ from functools import cached_property
 from framework.engine.adapter import Adapter
 from framework.engine.adapter_slots import AdapterSlots
 from framework.engine.block_manager import BlockManager, Plan
+from framework.engine.limits import EngineLimits as EngineLimits
 from framework.engine.sequence import FinishReason, Limit, MaskProvider, Request, SampledToken, Sequence, Status
 from framework.errors import Busy, CallerError
 
 PATIENCE = 1024  # so many later requests may go before one whose priority is one step less urgent: nobody starves
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineLimits:
-    """What an engine may hold at once.
-
-    Attributes:
-        max_sequences: running at once.
-        max_tokens_per_step: computed in one forward pass; at least max_sequences.
-        max_waiting: requests that wait; one more is refused.
-        block_size: tokens in a block of the key-value cache.
-        blocks: blocks that there are.
-        context_length: most tokens of a sequence, prompt and answer.
-        adapter_slots: adapters resident at once.
-        prefix_cache: known prefixes are shared.
-    """
-
-    blocks: int
-    context_length: int
-    max_sequences: int = 64
-    max_tokens_per_step: int = 512
-    max_waiting: int = 256
-    block_size: int = 16
-    adapter_slots: int = 64
-    prefix_cache: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("blocks", "context_length", "max_sequences", "max_waiting", "block_size"):
-            if getattr(self, name) < 1:
-                raise CallerError(f"{name} is {getattr(self, name)}, and must be at least 1.", field=name)
-        if self.max_tokens_per_step < self.max_sequences:
-            raise CallerError(
-                f"max_tokens_per_step ({self.max_tokens_per_step}) is less than max_sequences ({self.max_sequences}).",
-                hint="Each running sequence needs one token in every step.",
-                field="max_tokens_per_step",
-            )
-
-    @property
-    def room(self) -> int:
-        """Blocks' places for tokens."""
-        return self.blocks * self.block_size
-
-    @property
-    def longest_prompt(self) -> int:
-        """Tokens; one more has to fit into the context."""
-        return min(self.context_length - 1, self.room)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +95,8 @@ class Scheduler:
         self._accept(request)
         if len(self.waiting) >= self.limits.max_waiting:
             raise Busy(f"{len(self.waiting)} requests are waiting, which is as many as may.", hint="Try again later.")
+        if request.adapter is not None and request.adapter.pinned is not None:
+            self.slots.repin(request.adapter.pinned)
         sequence = Sequence(request)
         insort(self.waiting, sequence, key=_urgency)
         return sequence
@@ -188,7 +145,7 @@ class Scheduler:
         """An adapter can't be loaded: end all that use its slot; returns what is left of the batch."""
         self.slots.forget(slot)
         events = [self._error(sequence, error) for sequence in list(self.running) if sequence.slot == slot]
-        left = tuple(item for item in batch.scheduled if item.sequence.slot != slot)
+        left = tuple(item for item in batch.scheduled if item.sequence.status is Status.RUNNING)
         self._batch = replace(batch, scheduled=left)
         return self._batch, events
 
@@ -273,11 +230,9 @@ class Scheduler:
 
     def _budget_for(self, newcomer: Sequence) -> bool:
         """At least one token of the step is left for it."""
-        left, own = self.limits.max_tokens_per_step, _urgency(newcomer)
-        for sequence in self.running:
-            if not sequence.paused:
-                left -= sequence.missing if _urgency(sequence) < own else 1
-        return left > 0
+        own, active = _urgency(newcomer), (sequence for sequence in self.running if not sequence.paused)
+        spoken_for = sum(sequence.missing if _urgency(sequence) < own else 1 for sequence in active)
+        return spoken_for < self.limits.max_tokens_per_step
 
     def _seat(self, newcomer: Sequence) -> bool:
         while len(self.running) >= self.limits.max_sequences:
