@@ -306,15 +306,17 @@ class Agent:
         TENANT.set(tenant)
         model = self._model
         if model is None or isinstance(model, str):
-            return await asyncio.to_thread(self._load_model, settings)
+            return await asyncio.to_thread(self._load_model, settings, tenant)
         return model
 
-    def _load_model(self, settings: Settings) -> ChatModel:
+    def _load_model(self, settings: Settings, tenant: str) -> ChatModel:
         with self._lock:
             model = self._model
             if model is None or isinstance(model, str):
                 from framework.models.chat import load_chat
                 from framework.models.config import ModelsConfig
 
-                self._model = model = load_chat(model, settings.section("models", ModelsConfig))
+                self._model = model = load_chat(
+                    model, settings.section("models", ModelsConfig), settings=settings, tenant=tenant
+                )
             return model

@@ -51,7 +51,7 @@ def _agent(
     from framework.models.config import ModelsConfig
 
     if model is not None:
-        check_chat(model, settings.section("models", ModelsConfig))
+        check_chat(model, settings.section("models", ModelsConfig), settings=settings)
     config = settings.section("agent", AgentConfig)
     chosen = {"collections": collections, "tools": tools, "mode": mode, "model": model}
     return Agent.from_config(replace(config, **{key: value for key, value in chosen.items() if value}), settings)

@@ -32,7 +32,7 @@ def serve(**options: Any) -> None:
     model = options.pop("model")
     if model is not None:
         settings.values = {**settings.values, "models": {**settings.values.get("models", {}), "chat": model}}
-        check_chat(model, settings.section("models", ModelsConfig))
+        check_chat(model, settings.section("models", ModelsConfig), settings=settings)
     config = settings.section("server", ServerConfig)
     given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
     serve_forever(settings, replace(config, **given), click.echo)

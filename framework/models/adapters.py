@@ -119,7 +119,8 @@ class AdapterStore:
             raise Conflict(
                 f"The adapter {name!r} is deactivated.", hint=f"lectern adapters activate {name}", field="model"
             )
-        return Adapter(found.digest, self._files(found.digest))
+        pinned = frozenset(a.digest for a in table.adapters if a.pinned and a.active and a.base == base)
+        return Adapter(found.digest, self._files(found.digest), pinned)
 
     def add(self, name: str, folder: Path, base: Resolved, tenant: str, *, overwrite: bool = False) -> NamedAdapter:
         """Copy an adapter here and give it a name, once it is known to fit its base.

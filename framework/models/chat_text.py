@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from framework.errors import ModelUnavailable
 from framework.messages import Message, ToolSpec
@@ -20,7 +21,24 @@ from framework.prompts.control_tokens import ControlTokens
 from framework.prompts.tool_formats import turns
 
 T = TypeVar("T")
+_SHARED: WeakValueDictionary[tuple[Path, tuple[tuple[str, int, int], ...]], ChatText] = WeakValueDictionary()
+_SHARED_LOCK = threading.Lock()
 LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length")
+
+
+def shared_text(folder: Path, name: str) -> ChatText:
+    """The one `ChatText` of a folder's present files: a base's adapters read one tokenizer and render in one process.
+
+    Raises:
+        ModelUnavailable: config.json is missing or damaged.
+    """
+    stats = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.suffix in (".json", ".jinja"))
+    key = folder.resolve(), tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
+    with _SHARED_LOCK:
+        found = _SHARED.get(key)
+        if found is None:
+            found = _SHARED[key] = ChatText(folder, name)
+        return found
 
 
 class ChatText:

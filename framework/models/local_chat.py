@@ -24,7 +24,7 @@ from framework.messages import Delta, FinishReason, Message, ToolSpec, Usage
 from framework.models import engines
 from framework.models.adapters import split_name
 from framework.models.base import AUTO, GREEDY, TENANT, Constraint, GenerationParams, ToolChoice
-from framework.models.chat_text import ChatText
+from framework.models.chat_text import shared_text
 from framework.models.config import EngineConfig
 from framework.models.constraints import Grammar, constraint_grammar, tool_grammar
 from framework.models.decoding import AnswerWriter
@@ -89,7 +89,7 @@ class LocalChat:
         self._adapter = adapter
         self._salt = salt
         self._priority = priority
-        self._text = ChatText(folder, name)
+        self._text = shared_text(folder, name)
         self._lease = engines.lease(folder, split_name(name)[0] if adapter else name, config, threads)
         self._workers = ThreadPoolExecutor(PREPARING, thread_name_prefix="lectern-prepare")
         weakref.finalize(self, self._lease.abandon).atexit = False

@@ -220,6 +220,20 @@ def test_one_slot_stays_free_of_pins(store: AdapterStore, base: Resolved, make: 
     assert store.change("a2", TENANT, pinned=True).pinned
 
 
+def test_who_looks_an_adapter_up_learns_which_are_to_stay_resident(
+    store: AdapterStore, base: Resolved, make: Make
+) -> None:
+    support, faq = store.add("support", make(1), base, TENANT), store.add("faq", make(2), base, TENANT)
+    assert store.get("faq", TENANT, "base").pinned == frozenset()
+    store.change("support", TENANT, pinned=True)
+    assert store.get("faq", TENANT, "base").pinned == {support.digest}
+    replaced = store.add("support", make(3), base, TENANT, overwrite=True)
+    assert store.get("faq", TENANT, "base").pinned == {replaced.digest}
+    store.change("support", TENANT, active=False)
+    assert store.get("faq", TENANT, "base").pinned == frozenset()
+    assert faq.digest not in store.get("faq", TENANT, "base").pinned
+
+
 def test_threads_that_add_at_once_lose_nothing(store: AdapterStore, base: Resolved, make: Make) -> None:
     folders = [make(seed) for seed in range(6)]
     threads = [
