@@ -1,0 +1,134 @@
+// Matrix products whose every output is summed in one fixed order, so a row's result never depends on the other rows.
+#pragma once
+#include "model.h"
+#include "vectors.h"
+
+constexpr int VECTORS = PANEL / LANES;
+constexpr int ROWS = 6;    // rows of a tile: 24 of 32 vector registers hold sums
+constexpr int GROUP = 64;  // inputs of a row that share a scale: a row's few large values cost the others no precision
+
+// Rows that a linear layer reads: as they are, and quantized, each group of a row by its own scale.
+struct Inputs {
+    float* x;
+    int8_t* quantized;
+    float* scale;  // [row][width / GROUP]
+    int32_t* sum;  // of a group's quantized values
+    int width;     // distance of rows, a multiple of GROUP
+
+    size_t group(int row, int input) const { return (size_t(row) * width + input) / GROUP; }
+};
+
+inline void quantize(const Inputs& inputs, int row, int in) {
+    for (int first = 0; first < in; first += GROUP) {
+        const float* x = inputs.x + size_t(row) * inputs.width + first;
+        int8_t* to = inputs.quantized + size_t(row) * inputs.width + first;
+        int size = in - first < GROUP ? in - first : GROUP;
+        F32 most = {};
+        for (int i = 0; i < size; i += LANES) most = larger(most, magnitude(load(x + i)));
+        float highest = largest(most), inverse = highest > 0 ? 127.0f / highest : 0.0f;
+        I32 total = {};
+        for (int i = 0; i < size; i += LANES) {
+            I32 whole = __builtin_convertvector(rounded(load(x + i) * inverse), I32);
+            total += whole;
+            I8x16 bytes = __builtin_convertvector(whole, I8x16);
+            std::memcpy(to + i, &bytes, sizeof bytes);
+        }
+        inputs.sum[inputs.group(row, first)] = sum(total);
+        inputs.scale[inputs.group(row, first)] = highest / 127.0f;
+    }
+}
+
+// A tile of R rows and one panel: exact within a group, then added group by group.
+template <int R>
+void tile_int8(const Linear& linear, const Inputs& inputs, int row, int panel, float (*out)[PANEL]) {
+    const uint8_t* weights = static_cast<const uint8_t*>(linear.weights) + size_t(panel) * linear.in * PANEL;
+    std::memset(out, 0, R * sizeof *out);
+    for (int first = 0; first < linear.in; first += GROUP) {
+        const int8_t* x = inputs.quantized + size_t(row) * inputs.width + first;
+        int size = linear.in - first < GROUP ? linear.in - first : GROUP;
+        I32 acc[R][VECTORS];
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < VECTORS; v++) acc[r][v] = I32{} - 128 * inputs.sum[inputs.group(row + r, first)];
+        for (int k = 0; k < size; k += 4, weights += 4 * PANEL) {
+            for (int v = 0; v < VECTORS; v++) __builtin_prefetch(weights + (16 + v) * PANEL);
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                int32_t four;
+                std::memcpy(&four, x + size_t(r) * inputs.width + k, 4);
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; v++) acc[r][v] = dot4(acc[r][v], weights + 4 * LANES * v, four);
+            }
+        }
+        for (int r = 0; r < R; r++)
+            for (int v = 0; v < VECTORS; v++) {
+                F32 part = __builtin_convertvector(acc[r][v], F32) * inputs.scale[inputs.group(row + r, first)];
+                store(out[r] + LANES * v, load(out[r] + LANES * v) + part);
+            }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < PANEL; v += LANES) store(out[r] + v, load(out[r] + v) * load(linear.scale + panel * PANEL + v));
+}
+
+template <int R, class W>
+void tile_float(const Linear& linear, const Inputs& inputs, int row, int panel, float (*out)[PANEL]) {
+    const W* weights = static_cast<const W*>(linear.weights) + size_t(panel) * linear.in * PANEL;
+    const float* x = inputs.x + size_t(row) * inputs.width;
+    F32 acc[R][VECTORS] = {};
+    for (int k = 0; k < linear.in; k++, weights += PANEL) {
+        F32 w[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) w[v] = load(weights + LANES * v);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            float one = x[size_t(r) * inputs.width + k];
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) acc[r][v] += w[v] * one;
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int v = 0; v < VECTORS; v++) store(out[r] + LANES * v, acc[r][v]);
+}
+
+template <int R>
+void tile(const Linear& linear, const Inputs& inputs, int row, int panel, float (*out)[PANEL]) {
+    if (linear.type == INT8) tile_int8<R>(linear, inputs, row, panel, out);
+    else if (linear.type == BFLOAT16) tile_float<R, Bf16>(linear, inputs, row, panel, out);
+    else tile_float<R, float>(linear, inputs, row, panel, out);
+}
+
+// One panel of the product for all rows; `finish(row, values)` takes each row's 64 columns.
+template <class Finish>
+void multiply(const Linear& linear, const Inputs& inputs, int rows, int panel, const Finish& finish) {
+    alignas(64) float out[ROWS][PANEL];
+    for (int row = 0; row < rows;) {
+        int left = rows - row, count = left >= ROWS ? ROWS : left;
+        switch (count) {
+            case 1: tile<1>(linear, inputs, row, panel, out); break;
+            case 2: tile<2>(linear, inputs, row, panel, out); break;
+            case 3: tile<3>(linear, inputs, row, panel, out); break;
+            case 4: tile<4>(linear, inputs, row, panel, out); break;
+            case 5: tile<5>(linear, inputs, row, panel, out); break;
+            default: tile<ROWS>(linear, inputs, row, panel, out);
+        }
+        for (int r = 0; r < count; r++) finish(row + r, out[r]);
+        row += count;
+    }
+}
+
+// x @ a.T: the narrow side of a low-rank update.
+template <class A>
+void shrink(const float* x, int in, const A* a, int rank, float* narrow) {
+    for (int j = 0; j < rank; j++, a += in) {
+        F32 acc = {};
+        for (int i = 0; i < in; i += LANES) acc += load(x + i) * load(a + i);
+        narrow[j] = sum(acc);
+    }
+}
+
+// values += narrow @ b, for sixteen columns.
+template <class B>
+void expand(const float* narrow, const B* b, int rank, int columns, float* values) {
+    F32 acc = {};
+    for (int j = 0; j < rank; j++) acc += load(b + size_t(j) * columns) * narrow[j];
+    store(values, load(values) + acc);
+}
