@@ -50,7 +50,7 @@ class EngineConfig:
         device: "cpu", "cuda" or "cuda:N"; None: CUDA where there is one.
         dtype: what weights are computed in; "auto": what suits the device.
         kv_dtype: what keys and values are kept in.
-        kv_memory_mb: memory for them; None: a quarter of what is free (half on CUDA), on a CPU at most 2048, but one
+        kv_memory_mb: memory for them; None: a quarter of what is free (half on CUDA), on a CPU at most 1024, but one
             whole context where half of what is free can hold it, and never more than `max_sequences` contexts.
         block_size: tokens whose keys and values are kept together.
         max_sequences: requests that run at once.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from framework.engine.llm_engine import LLMEngine
 
 MB = 1 << 20
-MOST_ON_CPU = 2048 * MB  # for keys and values, unless the configuration says otherwise
+MOST_ON_CPU = 1024 * MB  # for keys and values, unless the configuration says otherwise
 
 
 @dataclass(frozen=True, slots=True)

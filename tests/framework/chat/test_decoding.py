@@ -2,16 +2,12 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 
-import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework.messages import Delta, ToolCall, assemble
-from framework.models.base import GenerationParams
-from framework.models.decoding import AnswerWriter, Sampler
+from framework.messages import Delta, TokenLogprob, ToolCall, assemble
+from framework.models.decoding import AnswerWriter
 from framework.prompts.tool_formats import CallReader, call_prefix, format_call, partial_suffix
 
 
@@ -108,46 +104,11 @@ def test_the_part_held_back_is_the_longest_that_may_become_a_marker(text: str, m
     assert partial_suffix(text, markers) == max(possible, default=0)
 
 
-LOGITS = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
-
-
-def drawn(params: GenerationParams, count: int = 400) -> list[int]:
-    sampler = Sampler(params, None, count)
-    return [sampler.pick(LOGITS) for _ in range(count)]
-
-
-def test_greedy_takes_the_best() -> None:
-    assert set(drawn(GenerationParams())) == {0}
-
-
-@pytest.mark.parametrize(("top_p", "kept"), [(1.0, {0, 1, 2, 3}), (0.96, {0, 1, 2, 3}), (0.9, {0, 1, 2}), (0.01, {0})])
-def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p: float, kept: set[int]) -> None:
-    assert set(drawn(GenerationParams(temperature=1.0, top_p=top_p, seed=0))) == kept
-
-
-def test_temperature_sharpens_and_flattens() -> None:
-    cold, warm = (drawn(GenerationParams(temperature=t, seed=0)).count(0) for t in (0.2, 2.0))
-    assert cold > 350 > 200 > warm
-
-
-def test_a_seed_repeats_the_answer() -> None:
-    same = GenerationParams(temperature=1.0, seed=7)
-    assert drawn(same) == drawn(same)
-    assert drawn(same) != drawn(GenerationParams(temperature=1.0, seed=8))
-
-
 def test_logprobs_name_the_token_and_the_best_alternatives() -> None:
-    sampler = Sampler(GenerationParams(logprobs=2), None, 5)
-    sampler.pick(LOGITS)
-    assert sampler.logprobs is not None
-    value, best = sampler.logprobs
-    assert math.isclose(value, math.log(0.5), abs_tol=1e-6)
-    assert [token for token, _ in best] == [0, 1]
     writer = AnswerWriter(Pieces([b"yes", "é".encode()[:1]]))
-    delta = writer.write(0, sampler.logprobs)
+    delta = writer.write(0, (-0.5, [(0, -0.5), (1, -1.5)]))
     assert delta is not None
-    assert delta.logprobs[0].token == "yes"
-    assert delta.logprobs[0].top[1][0] == "bytes:\\xc3"
+    assert delta.logprobs == (TokenLogprob("yes", -0.5, (("yes", -0.5), ("bytes:\\xc3", -1.5))),)
 
 
 def test_logprobs_go_with_the_text_that_is_shown() -> None:
