@@ -24,6 +24,8 @@ from framework.models.json_schema import bound
 from framework.prompts.tool_formats import CALL, CALL_SUFFIX, call_prefix
 
 RESERVE = 32  # tokens kept for what closes a call, beside what each open value still needs
+MAX_WRITTEN_OUT = 50_000  # characters of a pattern or of a choice; beyond, a single mask takes tenths of a second
+PATTERN_PARTS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*(?:\]|\Z)|\{(?P<count>[0-9]+)(?:,[0-9]*)?\}|.", re.DOTALL)
 # No \u escapes: they could write half a surrogate pair, which is no text. White space is fixed, so it can't run on.
 JSON_STYLE = {
     "whitespace_flexible": False,
@@ -61,6 +63,7 @@ def constraint_grammar(constraint: Constraint, field: str = "response_format") -
         bounded = bound(constraint.schema, field)
         grammar = Grammar(_schema_grammar(bounded.schema), bounded.largest)
     elif isinstance(constraint, Regex):
+        _bound(written_out(constraint.pattern), field)
         # The whole answer has to match as it is, so anchors at its ends say nothing, and the compiler knows none.
         pattern = re.sub(r"^\^|(?<!\\)\$$", "", constraint.pattern)
         # As in JSON schema, \\d and \\w are ASCII's: Unicode has hundreds of digits that nobody means.
@@ -69,6 +72,36 @@ def constraint_grammar(constraint: Constraint, field: str = "response_format") -
         grammar = Grammar(_choice_grammar(constraint, field))
     _check_grammar(grammar.text, field)
     return grammar
+
+
+def written_out(pattern: str) -> int:
+    """Characters of a regular expression in which every repetition stands as often as it must at the least."""
+    outer: list[tuple[int, int]] = []
+    longest = before = last = 0  # characters of the group's longest alternative, of this one's start, of its last part
+    for found in PATTERN_PARTS.finditer(pattern):
+        part = found[0]
+        if part == "(":
+            outer.append((longest, before + last))
+            longest = before = last = 0
+        elif part == ")" and outer:
+            last = max(longest, before + last)
+            longest, before = outer.pop()
+        elif part == "|":
+            longest, before, last = max(longest, before + last), 0, 0
+        elif found["count"]:
+            last *= max(int(found["count"][:9]), 1)
+        elif part not in "*+?":
+            before, last = before + last, 1
+    return max(longest, before + last)
+
+
+def _bound(size: int, field: str) -> None:
+    if size > MAX_WRITTEN_OUT:
+        raise CallerError(
+            f"Written out the constraint has {size} characters, the limit is {MAX_WRITTEN_OUT}.",
+            hint="Repeat less.",
+            field=field,
+        )
 
 
 def tool_grammar(tools: Sequence[ToolSpec], choice: ToolChoice, calls: int = 1) -> Grammar | None:
@@ -127,6 +160,7 @@ def _as_object(parameters: Any, field: str) -> dict[str, Any]:
 def _choice_grammar(choice: Choice, field: str) -> str:
     if not choice.options or not all(choice.options):
         raise CallerError("A choice needs at least one option, and none that is empty.", field=field)
+    _bound(sum(map(len, choice.options)), field)
     return "%llguidance {}\nstart: " + " | ".join(json.dumps(option, ensure_ascii=False) for option in choice.options)
 
 

@@ -24,6 +24,10 @@ class GrammarMask:
         left: tokens of the budget that are left.
         cut: the budget, not the model, ended something.
         ended: the model ended its answer.
+
+    Raises:
+        CallerError: the grammar is too complex. The first mask, mostly the costliest, is computed here, so that a
+            dangerous one takes the time of whoever asks and not that of a batch.
     """
 
     def __init__(self, matcher: Matcher, budget: int, ends: Collection[int], forces: bool = True) -> None:
@@ -34,7 +38,8 @@ class GrammarMask:
         self.cut = False
         self.ended = False
         self._half = budget // 2  # more is never kept back for closing, or small budgets would write nothing
-        self._allowed = np.zeros(0, dtype=np.bool_)
+        self._allowed: NDArray[np.bool_] | None = None
+        self.allowed()
 
     @property
     def finished(self) -> bool:
@@ -42,13 +47,14 @@ class GrammarMask:
         return self.ended or self.matcher.finished
 
     def allowed(self) -> NDArray[np.bool_]:
-        self._allowed = self.matcher.allowed()
+        if self._allowed is None:
+            self._allowed = self.matcher.allowed()
         return self._allowed
 
     def accept(self, token: int, logits: Callable[[], NDArray[np.float32]]) -> int:
         """Take the token, or where the budget nears its end the most probable one that closes what is open."""
         if self.left <= min(self.matcher.needed, self._half):
-            closing = self.matcher.vocabulary.closing(self._allowed)
+            closing = self.matcher.vocabulary.closing(self.allowed())
             if not closing[token]:
                 token, self.cut = int(np.argmax(np.where(closing, logits(), -np.inf))), True
         self._take(token)
@@ -63,6 +69,7 @@ class GrammarMask:
 
     def _take(self, token: int) -> None:
         self.left -= 1
+        self._allowed = None
         self.ended = token in self.ends
         if not self.ended:
             self.matcher.consume(token)

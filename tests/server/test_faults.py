@@ -264,6 +264,7 @@ async def test_a_schema_that_can_not_be_kept_is_refused(client: httpx.AsyncClien
         ({"structured_outputs": {"regex": "a"}, "tools": [TOOL]}, "structured_outputs"),
         ({"structured_outputs": {"regex": "(a"}}, "structured_outputs.regex"),
         ({"structured_outputs": {"regex": "(?=a)b"}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"regex": "(a{1000}){1000}"}}, "structured_outputs.regex"),
         ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
         ({"structured_outputs": {"choice": ["a", ""]}}, "structured_outputs.choice"),
         ({"structured_outputs": {"choice": ["a"] * 1025}}, "structured_outputs.choice"),
