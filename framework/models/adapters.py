@@ -307,6 +307,8 @@ def linears_of(folder: Path) -> Mapping[str, tuple[int, int]]:
     import torch
     import transformers
 
+    from framework.engine.architectures.pretrained import linear_shapes
+
     auto: Any = transformers.AutoModelForCausalLM
     try:
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
@@ -314,8 +316,7 @@ def linears_of(folder: Path) -> Mapping[str, tuple[int, int]]:
             model = auto.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelUnavailable(f"The model in {folder} can't be built: {str(error)[:300]}") from error
-    layers = ((name, module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
-    return {name.removeprefix("model."): (layer.out_features, layer.in_features) for name, layer in layers}
+    return linear_shapes(model)
 
 
 def _find(table: _Table, name: str, tenant: str, base: str | None = None) -> NamedAdapter:

@@ -41,11 +41,7 @@ class Pretrained:
         self.context_length = _context_length(config)
         self._parameters = set(inspect.signature(self._model.forward).parameters)
         self.weight_bytes = sum(weight.nbytes for weight in self._model.parameters())
-        self.linears = {
-            name.removeprefix("model."): (module.out_features, module.in_features)
-            for name, module in self._model.named_modules()
-            if isinstance(module, torch.nn.Linear) and "expert" not in name  # an expert sees a part of the rows
-        }
+        self.linears = linear_shapes(self._model)
         head = self._model.get_output_embeddings()
         self.vocabulary = int(head.weight.shape[0]) if head is not None else int(config.vocab_size)
         self._head = next((name for name, module in self._model.named_modules() if module is head), "")
@@ -132,6 +128,15 @@ class Pretrained:
 
         module.register_forward_pre_hook(before)
         module.register_forward_hook(after)
+
+
+def linear_shapes(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
+    """(out, in) of each linear layer that an adapter may change, by its name without "model."."""
+    return {
+        name.removeprefix("model."): (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and "expert" not in name  # an expert sees a part of the rows
+    }
 
 
 def reselected(
