@@ -81,10 +81,7 @@ class KernelDecoder:
         self._cache: list[torch.Tensor] = []
         self._logits = torch.empty(0)
         self._library = _checked_library()
-        count = (
-            threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count()
-        )
-        self._session = self._library.lectern_open(count or 1)
+        self._session = self._library.lectern_open(threads or cores())
         weakref.finalize(self, self._library.lectern_close, self._session)
 
     @staticmethod
@@ -133,7 +130,6 @@ class KernelDecoder:
         spec = self.spec
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[self.kv_dtype]
         self._cache = []
-        self._scales = []
         shape = (spec.layers, blocks, spec.kv_heads, self.block_size, spec.head_dim)
         # Zeros come from the system as they are touched; memory that was used before could hold NaN.
         self._cache = [torch.zeros(shape, dtype=dtype) for _ in range(2)]
@@ -157,7 +153,8 @@ class KernelDecoder:
         unknown = (set(weights.lora) | set(weights.input_scale) | set(weights.output_scale)) - set(self._names)
         if unknown:
             raise CallerError(f"The adapter changes {min(unknown)}, which this model doesn't have.", field="adapter")
-        table, kept = (Change * len(self._names))(), []
+        table = (Change * len(self._names))()
+        kept: list[torch.Tensor] = []
         for name, place in self._names.items():
             self._change(table[place], name, weights, kept)
         self._adapters[slot] = (table, kept)
@@ -285,6 +282,11 @@ class KernelDecoder:
             change.input_scale = pointer(weights.input_scale[name], width)
         if name in weights.output_scale:
             change.output_scale = pointer(weights.output_scale[name], columns)
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _checked_library() -> ctypes.CDLL:

@@ -22,8 +22,9 @@ def side_by_side(weights: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def in_turn(weights: Sequence[torch.Tensor]) -> torch.Tensor:
     """Rows of two layers (gate, up) in turn, 32 of each: (2 out, ...), out filled up to a multiple of 32."""
-    gate, up = (_filled(weight, HALF).unflatten(0, (-1, HALF)) for weight in weights)
-    return torch.stack([gate, up], dim=1).flatten(0, 2)
+    gate, up = (_filled(weight, HALF) for weight in weights)
+    rest = gate.shape[1:]
+    return torch.stack([gate.reshape(-1, HALF, *rest), up.reshape(-1, HALF, *rest)], dim=1).reshape(-1, *rest)
 
 
 def wider(weight: torch.Tensor, inputs: int) -> torch.Tensor:
@@ -33,13 +34,13 @@ def wider(weight: torch.Tensor, inputs: int) -> torch.Tensor:
 
 def pack_float(weight: torch.Tensor) -> torch.Tensor:
     """(out, in) to (out / 64, in, 64)."""
-    return weight.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
+    return weight.reshape(-1, PANEL, weight.shape[1]).transpose(1, 2).contiguous()
 
 
 def pack_int8(weight: torch.Tensor) -> torch.Tensor:
     """int8 (out, in) to uint8 (out / 64, in / 4, 64, 4), 128 added: products take one unsigned factor."""
-    panels = weight.unflatten(0, (-1, PANEL)).unflatten(2, (-1, 4)).transpose(1, 2)
-    return (panels.contiguous().view(torch.uint8)) ^ 128
+    panels = weight.reshape(-1, PANEL, weight.shape[1] // 4, 4).transpose(1, 2)
+    return panels.contiguous().view(torch.uint8) ^ 128
 
 
 def _filled(weight: torch.Tensor, to: int) -> torch.Tensor:
