@@ -146,12 +146,6 @@ class AdapterCache:
         check_fit(weights, linears)
         return weights
 
-    def forget(self, digest: str) -> None:
-        """Drop an adapter that was removed."""
-        with self._lock:
-            gone = self._kept.pop(digest, None)
-            self.used_bytes -= gone.nbytes if gone else 0
-
     def _look_up(self, digest: str) -> AdapterWeights | None:
         with self._lock:
             if digest in self._kept:
