@@ -141,6 +141,10 @@ class Directory:
         """What requests call an adapter's base, which `base_id` names."""
         return next((name for name, known in self._bases.items() if known == base), base)
 
+    def forget(self, name: str) -> None:
+        """Keep a removed adapter's chat model no longer than the requests that run on it do."""
+        self._loaded.pop(("chat", name), None)
+
     async def warm(self) -> None:
         """Load what is asked for by default, so that the first request does not wait for it.
 
@@ -195,6 +199,7 @@ class Directory:
             with suppress(NotFound):
                 await asyncio.to_thread(self.adapters.get, adapter, self.library.tenant, self._bases[base])
                 return "chat"
+            self.forget(name)
         raise UnknownModel(name)
 
     def _adapted(self) -> list[str]:

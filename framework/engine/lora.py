@@ -142,7 +142,10 @@ class AdapterCache:
             with self._lock:
                 reading = self._reading.setdefault(adapter.digest, threading.Lock())
             with reading:
-                weights = self._look_up(adapter.digest) or self._keep(read_adapter(adapter, linears))
+                try:
+                    weights = self._look_up(adapter.digest) or self._keep(read_adapter(adapter, linears))
+                finally:
+                    self._reading.pop(adapter.digest, None)
         check_fit(weights, linears)
         return weights
 
@@ -154,7 +157,6 @@ class AdapterCache:
 
     def _keep(self, weights: AdapterWeights) -> AdapterWeights:
         with self._lock:
-            self._reading.pop(weights.digest, None)
             if weights.nbytes <= self.limit_bytes:
                 self._kept[weights.digest] = weights
                 self.used_bytes += weights.nbytes

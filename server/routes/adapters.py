@@ -92,7 +92,8 @@ async def retrieve_adapter(name: str, state: State) -> Response:
 @router.delete("/{name}", response_model=AdapterRemoved, summary="Remove an adapter")
 async def remove_adapter(name: str, state: State) -> Response:
     """Requests that run end with what they began with."""
-    await asyncio.to_thread(state.directory.adapters.remove, name, state.library.tenant)
+    gone = await asyncio.to_thread(state.directory.adapters.remove, name, state.library.tenant)
+    state.directory.forget(f"{state.directory.base_name(gone.base)}:{name}")
     return json_response(AdapterRemoved(id=name, object="adapter", deleted=True))
 
 

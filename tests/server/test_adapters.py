@@ -156,6 +156,8 @@ def test_a_removed_adapter_is_gone_for_new_requests_only(http: httpx.Client, bas
         assert refused(missing, 404)["code"] == "model_not_found"
         assert begun + "".join(tokens) == old
     assert model not in models(http)
+    assert add(http, base, "support", "two").status_code == 200
+    assert answer(http, model, length) != old
 
 
 def test_a_deactivated_adapter_is_told_by_name_until_it_is_activated(http: httpx.Client, base: Path) -> None:

@@ -308,6 +308,19 @@ def test_a_cached_adapter_is_still_checked_against_the_base(tmp_path: Path) -> N
         cache.get(adapter, {name: (out, into + 1) for name, (out, into) in BASE.items()})
 
 
+def test_an_adapter_that_was_mended_is_read_after_it_failed(tmp_path: Path) -> None:
+    adapter = identify(write_lora(tmp_path, LINEARS))
+    weights = tmp_path / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:50])
+    cache = AdapterCache(2**20)
+    for _ in range(2):
+        with pytest.raises(CallerError, match="changed"):
+            cache.get(adapter, BASE)
+    weights.write_bytes(whole)
+    assert cache.get(adapter, BASE).lora
+
+
 def test_threads_that_want_one_adapter_read_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = identify(write_lora(tmp_path, LINEARS))
     reads: list[str] = []
