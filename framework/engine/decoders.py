@@ -30,6 +30,7 @@ def load_decoder(
     adapter_slots: int = 0,
     kernels: bool = True,
     deterministic: bool = False,
+    threads: int | None = None,
 ) -> Decoder:
     """The fastest decoder for the model: C++ kernels on CPUs, our own in torch, or transformers' model.
 
@@ -43,6 +44,7 @@ def load_decoder(
         adapter_slots: adapters that are resident at once.
         kernels: compile and use the C++ kernels where they fit.
         deterministic: see `TorchDecoder`; the kernels always are.
+        threads: that the kernels compute with; None: one a core.
 
     Raises:
         ModelUnavailable: the folder is no model, is broken, or can't be served; the message names the model.
@@ -60,7 +62,7 @@ def load_decoder(
             general = _float_type(place) if dtype == "auto" else dtype
             return load_general(folder, weights, block_size=block_size, dtype=general, kv_dtype=kv_dtype, device=place)
         if kernels and place.type == "cpu" and _kernels_take(spec, block_size, dtype, kv_dtype):
-            return _kernel_decoder(spec, weights, block_size, adapter_slots, dtype, kv_dtype)
+            return _kernel_decoder(spec, weights, block_size, adapter_slots, dtype, kv_dtype, threads)
         return TorchDecoder(
             spec,
             weights,
@@ -104,14 +106,20 @@ def _kernels_take(spec: DecoderSpec, block_size: int, dtype: Dtype, kv_dtype: Dt
 
 
 def _kernel_decoder(
-    spec: DecoderSpec, weights: Weights, block_size: int, adapter_slots: int, dtype: Dtype, kv_dtype: Dtype
+    spec: DecoderSpec,
+    weights: Weights,
+    block_size: int,
+    adapter_slots: int,
+    dtype: Dtype,
+    kv_dtype: Dtype,
+    threads: int | None,
 ) -> Decoder:
     from framework.engine.kernels.decoder import KernelDecoder
 
     given: dict[str, Any] = {} if dtype == "auto" else {"dtype": dtype}
     if kv_dtype != "auto" or dtype in ("float32", "bfloat16"):
         given["kv_dtype"] = dtype if kv_dtype == "auto" else kv_dtype
-    return KernelDecoder(spec, weights, block_size=block_size, adapter_slots=adapter_slots, **given)
+    return KernelDecoder(spec, weights, block_size=block_size, adapter_slots=adapter_slots, threads=threads, **given)
 
 
 def _float_type(device: torch.device) -> Dtype:

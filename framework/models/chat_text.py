@@ -32,6 +32,8 @@ def shared_text(folder: Path, name: str) -> ChatText:
     Raises:
         ModelUnavailable: config.json is missing or damaged.
     """
+    if not folder.is_dir():
+        raise ModelUnavailable(f"The folder {folder} of {name} is gone.")
     stats = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.suffix in (".json", ".jinja"))
     key = folder.resolve(), tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in stats)
     with _SHARED_LOCK:

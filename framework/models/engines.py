@@ -135,6 +135,7 @@ def make_engine(folder: Path, name: str, config: EngineConfig, threads: int | No
         adapter_slots=config.adapter_slots,
         kernels=config.kernels,
         deterministic=config.deterministic,
+        threads=threads,
     )
     blocks = kv_blocks(decoder, config, _free_bytes(decoder.device))
     decoder.allocate(blocks)

@@ -92,7 +92,8 @@ class LocalChat:
         self._text = shared_text(folder, name)
         self._lease = engines.lease(folder, split_name(name)[0] if adapter else name, config, threads)
         self._workers = ThreadPoolExecutor(PREPARING, thread_name_prefix="lectern-prepare")
-        weakref.finalize(self, self._lease.abandon).atexit = False
+        self._dropped = weakref.finalize(self, self._lease.abandon)
+        self._dropped.atexit = False
 
     @property
     def name(self) -> str:
@@ -143,12 +144,14 @@ class LocalChat:
 
     async def drain(self, seconds: float) -> None:
         """Take no more requests and close; answers that are being written get so many seconds to end in."""
+        self._dropped.detach()
         self._workers.shutdown(wait=False)
         await self._lease.drain(seconds)
         self._text.close()
 
     def close(self) -> None:
         """Stop at once: answers that are being written end with an error, unless other chats share the engine."""
+        self._dropped.detach()
         self._workers.shutdown(wait=False)
         self._lease.release()
         self._text.close()

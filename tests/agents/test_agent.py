@@ -16,7 +16,7 @@ from agents import Agent, AgentConfig, AnswerDelta, Budget, RunStarted
 from framework.config import Settings
 from framework.documents import Document
 from framework.errors import CallerError, ConfigError, NotFound
-from framework.models.base import Embedder
+from framework.models.base import TENANT, Embedder
 from framework.models.chat import PROVIDERS
 from framework.testing.scripted import ScriptedChat, scripted_from_file, tool_call
 from tools import tool
@@ -75,6 +75,20 @@ def test_one_agent_answers_many_threads_of_the_program(settings: Settings) -> No
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda n: agent.run(f"question {n}", thread_id=f"t{n}").text, range(16)))
     assert answers == [f"QUESTION {n}" for n in range(16)]
+
+
+def test_its_model_is_told_the_tenant_that_it_works_for(settings: Settings) -> None:
+    tenants = []
+
+    class Asked(ScriptedChat):
+        async def stream(self, *args: Any, **options: Any) -> Any:
+            tenants.append(TENANT.get())
+            async for delta in super().stream(*args, **options):
+                yield delta
+
+    for tenant in ("acme", None):
+        Agent(model=Asked(["Yes."]), settings=settings, tenant=tenant).run("Go.")
+    assert tenants == ["acme", settings.core.tenant]
 
 
 def test_leaving_a_synchronous_stream_early_ends_the_run(settings: Settings) -> None:
