@@ -9,7 +9,9 @@ Keys beyond a sequence's length, or before its sliding window, are never gathere
 
 The deterministic plan has rows only, each token against its keys up to the next multiple of 16 positions: what is
 computed for a token depends on its position alone, not on how its prompt was cut into chunks or what else is in the
-batch. Long prompts take about twice the time of chunks, decodes the same.
+batch. Its products have rows in eights, zeros filling up: each thread of the CPU's kernel has scratch memory for so
+many rows, and a matrix product may add in another order where memory begins off a multiple of 64 bytes. Long prompts
+take two to three times the time of chunks, decodes a third more.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from framework.engine.forward import ForwardInputs
 from framework.engine.kv_cache import PagedCache
 
 TILE = 16  # positions to which the deterministic plan rounds
+EIGHT = 8  # rows to which its products are filled up
 CLOSE = 0.75  # rows with at least this share of the longest one's keys are gathered together
 
 Indices = NDArray[np.int64]
@@ -60,12 +63,14 @@ class Piece:
         keys: places of their keys in the cache, int64: (1, L) for all of them, or (rows, L) for each its own.
         mask: what each sees, bool (rows, L); None: everything, or everything up to itself in a chunk.
         chunk: consecutive tokens of one sequence, the last at the last key; otherwise each stands alone.
+        steady: no bit of a token's result may depend on the others.
     """
 
     rows: slice | torch.Tensor
     keys: torch.Tensor
     mask: torch.Tensor | None
     chunk: bool
+    steady: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +107,7 @@ class Plan:
         """How attention is cut, for layers with this sliding window (0: none)."""
         if window not in self._pieces:
             outlines = self._aligned(window) if self._deterministic else self._chunks(window) + self._rows(window)
-            self._pieces[window] = _on_device(outlines, self._device)
+            self._pieces[window] = _on_device(outlines, self._device, self._deterministic)
         return self._pieces[window]
 
     def _places(self, sequence: Indices | np.integer[Any], positions: Indices) -> Indices:
@@ -185,7 +190,7 @@ def upload(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[torch.T
     return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
 
-def _on_device(outlines: Sequence[_Outline], device: torch.device) -> list[Piece]:
+def _on_device(outlines: Sequence[_Outline], device: torch.device, steady: bool) -> list[Piece]:
     if not outlines:
         return []
     none = np.zeros(0, dtype=np.int64)
@@ -200,7 +205,7 @@ def _on_device(outlines: Sequence[_Outline], device: torch.device) -> list[Piece
         rows, keys, low, high = (next(moved) for _ in range(4))
         key = torch.arange(keys.shape[1], device=device)
         mask = (key >= low[:, None]) & (key < high[:, None]) if len(piece.high) else None
-        result.append(Piece(piece.rows if isinstance(piece.rows, slice) else rows, keys, mask, piece.chunk))
+        result.append(Piece(piece.rows if isinstance(piece.rows, slice) else rows, keys, mask, piece.chunk, steady))
     return result
 
 
@@ -225,12 +230,17 @@ def attend(
         if len(keys) < len(rows):
             keys, values = (x.expand(len(rows), *x.shape[1:]) for x in (keys, values))
         mask = None if piece.mask is None else piece.mask[:, None, None]
-        result[piece.rows] = weigh(rows[:, :, None], keys, values, mask, extras).squeeze(2)
+        result[piece.rows] = weigh(rows[:, :, None], keys, values, mask, extras, piece.steady).squeeze(2)
     return result
 
 
 def weigh(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None, extras: Extras
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+    extras: Extras = PLAIN,
+    steady: bool = False,
 ) -> torch.Tensor:
     """Scaled dot-product attention with grouped heads.
 
@@ -238,6 +248,7 @@ def weigh(
         queries: (B, heads, n, width).
         keys, values: (B, kv heads, L, width).
         mask: bool, broadcastable to (B, 1, n, L); None: the last n keys are the queries' own, and causal.
+        steady: with n = 1, give each of the batch the same bits in any batch.
 
     Returns:
         (B, heads, n, width of the values).
@@ -247,9 +258,11 @@ def weigh(
     batch, heads, count, width = queries.shape
     kv_heads, length = keys.shape[1:3]
     if count == 1:  # the queries that share a head of keys are so many rows of one product
-        packed = queries.reshape(batch, kv_heads, heads // kv_heads, width)
+        packed = queries.reshape(batch, kv_heads, -1, width)
+        rows = packed.shape[2]
+        packed = functional.pad(packed, (0, 0, 0, -rows % EIGHT)) if steady else packed
         found = functional.scaled_dot_product_attention(packed, keys, values, mask, scale=extras.scale)
-        return found.reshape(batch, heads, 1, -1)
+        return found[:, :, :rows].reshape(batch, heads, 1, -1)
     grouped = heads != kv_heads
     if mask is not None and grouped and queries.is_cuda:  # the fast kernels take a mask, or groups, not both
         keys, values = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (keys, values))

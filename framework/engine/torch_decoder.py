@@ -76,8 +76,8 @@ class TorchDecoder:
         deterministic: what a token's row gives never depends on what else is in the batch or on how its prompt was cut
             into chunks, to the last bit (on CPUs; CUDA's kernels promise nothing of the kind). Linear layers are then
             computed 16 rows at a time, so that a single row costs as much as 16 and a batch gains little beyond 16,
-            attention of long prompts takes about twice the time, and SiLU is called once a row. With "int8", whose
-            linear layers have that property anyway, it is always on: rounding would amplify the smallest difference.
+            attention of long prompts takes two to three times as long, and SiLU is called once a row. With "int8",
+            whose linear layers have that property anyway, it is always on: rounding amplifies the smallest difference.
 
     Raises:
         ModelUnavailable: the weights don't fit the specification.

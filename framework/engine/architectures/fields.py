@@ -51,7 +51,7 @@ def rope(config: Config) -> dict[str, Any]:
         result["factor"] = number(found, "factor")
     if kind == "llama3":
         original = {**found, **{k: config[k] for k in ("original_max_position_embeddings",) if config.get(k)}}
-        context = integer(config, "max_position_embeddings")
+        context = integer(config, "max_position_embeddings", 2048)
         result["original_max_position_embeddings"] = integer(original, "original_max_position_embeddings", context)
         for key in ("low_freq_factor", "high_freq_factor"):
             result[key] = number(found, key)
