@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from framework.engine.llm_engine import LLMEngine
 
 MB = 1 << 20
+PREPARING = 4  # threads that prepare the requests of one engine
 MOST_ON_CPU = 1024 * MB  # for keys and values, unless the configuration says otherwise
 
 
@@ -43,10 +45,16 @@ class _Key:
 
 
 class Lease:
-    """A share in an engine; the engine is closed when the last one is given back."""
+    """A share in an engine; the engine is closed when the last one is given back.
 
-    def __init__(self, key: _Key, engine: AsyncEngine) -> None:
+    Attributes:
+        workers: threads that prepare the engine's requests. They take work as long as the process lives, so that a
+            request that comes while the engine is closed is told by the engine.
+    """
+
+    def __init__(self, key: _Key, engine: AsyncEngine, workers: ThreadPoolExecutor) -> None:
         self.engine = engine
+        self.workers = workers
         self._key = key
         self._returned = False
 
@@ -94,10 +102,13 @@ def lease(folder: Path, name: str, config: EngineConfig, threads: int | None = N
     key = _Key.of(folder, config, threads)
     with _LOCK:
         leases = _LEASES.setdefault(key, [])
-        usable = next((one.engine for one in leases if not one.engine.closed), None)
-        engine = usable or AsyncEngine(partial(make_engine, folder, name, config, threads), name, config.buffer)
-        leases.append(Lease(key, engine))
-        _OPEN.add(engine)
+        usable = next((one for one in leases if not one.engine.closed), None)
+        if usable is not None:
+            leases.append(Lease(key, usable.engine, usable.workers))
+        else:
+            engine = AsyncEngine(partial(make_engine, folder, name, config, threads), name, config.buffer)
+            _OPEN.add(engine)
+            leases.append(Lease(key, engine, ThreadPoolExecutor(PREPARING, thread_name_prefix="lectern-prepare")))
         return leases[-1]
 
 

@@ -11,7 +11,6 @@ import hashlib
 import json
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +34,6 @@ from framework.prompts.tool_formats import CallReader
 
 if TYPE_CHECKING:
     from framework.engine.scheduler import Event
-
-PREPARING = 4  # threads that prepare requests of one model
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +88,7 @@ class LocalChat:
         self._priority = priority
         self._text = shared_text(folder, name)
         self._lease = engines.lease(folder, split_name(name)[0] if adapter else name, config, threads)
-        self._workers = ThreadPoolExecutor(PREPARING, thread_name_prefix="lectern-prepare")
+        self._closed = False
         self._dropped = weakref.finalize(self, self._lease.abandon)
         self._dropped.atexit = False
 
@@ -128,10 +125,9 @@ class LocalChat:
         check_request(messages, tools, tool_choice, constraint)
         salt = TENANT.get() if self._salt is None else self._salt
         asked = _Asked(tuple(messages), tuple(tools), tool_choice, constraint, params, salt)
-        try:
-            preparing = self._workers.submit(self._prepare, asked)
-        except RuntimeError:
-            raise ModelUnavailable(f"{self.name} was closed.", hint="Load it again.") from None
+        if self._closed:
+            raise ModelUnavailable(f"{self.name} was closed.", hint="Load it again.")
+        preparing = self._lease.workers.submit(self._prepare, asked)
         answer = await asyncio.wrap_future(preparing)
         async with aclosing(self._lease.engine.generate(answer.request)) as events:
             async for event in events:
@@ -144,15 +140,15 @@ class LocalChat:
 
     async def drain(self, seconds: float) -> None:
         """Take no more requests and close; answers that are being written get so many seconds to end in."""
+        self._closed = True
         self._dropped.detach()
-        self._workers.shutdown(wait=False)
         await self._lease.drain(seconds)
         self._text.close()
 
     def close(self) -> None:
         """Stop at once: answers that are being written end with an error, unless other chats share the engine."""
+        self._closed = True
         self._dropped.detach()
-        self._workers.shutdown(wait=False)
         self._lease.release()
         self._text.close()
 
