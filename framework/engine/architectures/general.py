@@ -69,11 +69,15 @@ def load_general(
         )
     model = Pretrained(folder, DTYPES[dtype], device)
     try:
-        decoder = TransformersDecoder(model, block_size=block_size, kv_dtype=kv_dtype)
-        if agrees(decoder, model, block_size):
-            return decoder
+        if agrees(TransformersDecoder(model, block_size=block_size, kv_dtype="auto"), model, block_size):
+            return TransformersDecoder(model, block_size=block_size, kv_dtype=kv_dtype)
     except (_Unsuited, *STRANGE):
         pass
+    if kv_dtype not in ("auto", dtype):
+        raise ModelUnavailable(
+            f"the architecture {model.architecture} keeps keys and values in {dtype} only.",
+            hint='Set kv_dtype to "auto".',
+        )
     model.use_attention("eager")
     separate = SeparateDecoder(model, block_size=block_size)
     if not agrees(separate, model, block_size):
