@@ -1,4 +1,4 @@
-"""B4: 32 requests that share 1,000 tokens, beside ourselves without the prefix cache; its cost where nothing is shared."""
+"""B4: 32 requests that share 1,000 tokens, beside ourselves without the cache; and its cost where nothing is shared."""
 
 from __future__ import annotations
 

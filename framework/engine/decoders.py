@@ -37,8 +37,9 @@ def load_decoder(
     Args:
         folder: in Hugging Face's layout, with safetensors.
         name: what the model is called in errors.
-        dtype: of the weights; "auto": on CUDA bfloat16 (float16 on old cards), on a CPU int8 if it has fast products of
-            bytes, else float32. Transformers' models are never rounded.
+        dtype: of the weights; "auto": on CUDA bfloat16 (float16 on old cards); on a CPU int8 by the C++ kernels, else float32,
+            since torch's own int8 has one scale a row of activations and loses more. Transformers' models are never
+            rounded.
         kv_dtype: of keys and values; "auto": as fits the weights.
         device: "cpu", "cuda" or "cuda:1"; None: CUDA where there is a card.
         adapter_slots: adapters that are resident at once.
@@ -67,7 +68,7 @@ def load_decoder(
             spec,
             weights,
             block_size=block_size,
-            dtype=_torch_type(place) if dtype == "auto" else dtype,
+            dtype=_float_type(place) if dtype == "auto" else dtype,
             kv_dtype=kv_dtype,
             device=place,
             adapter_slots=adapter_slots,
@@ -128,9 +129,3 @@ def _float_type(device: torch.device) -> Dtype:
     if device.type != "cuda":
         return "float32"
     return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-
-
-def _torch_type(device: torch.device) -> Dtype:
-    from framework.engine.linear import PackedLinear
-
-    return "int8" if device.type == "cpu" and PackedLinear.available() else _float_type(device)

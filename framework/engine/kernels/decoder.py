@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import weakref
 from collections.abc import Sequence
+from mmap import mmap
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -79,7 +81,7 @@ class KernelDecoder:
         self._adapters: dict[int, tuple[Any, list[torch.Tensor]]] = {}
         self._model = self._filled_in(weights)
         self._cache: list[torch.Tensor] = []
-        self._logits = torch.empty(0)
+        self._logits = torch.empty(0, 0)
         self._library = _checked_library()
         self._session = self._library.lectern_open(threads or cores())
         weakref.finalize(self, self._library.lectern_close, self._session)
@@ -131,10 +133,9 @@ class KernelDecoder:
         dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}[self.kv_dtype]
         self._cache = []
         shape = (spec.layers, blocks, spec.kv_heads, self.block_size, spec.head_dim)
-        # Zeros come from the system as they are touched; memory that was used before could hold NaN.
-        self._cache = [torch.zeros(shape, dtype=dtype) for _ in range(2)]
+        self._cache = [_untouched(shape, dtype) for _ in range(2)]
         if self.kv_dtype == "int8":
-            self._cache += [torch.zeros(shape[:-1]) for _ in range(2)]
+            self._cache += [_untouched(shape[:-1], torch.float32) for _ in range(2)]
         fields = ("keys", "values", "key_scales", "value_scales")
         for place in range(spec.layers):
             for field, tensor in zip(fields, self._cache, strict=False):
@@ -282,6 +283,11 @@ class KernelDecoder:
             change.input_scale = pointer(weights.input_scale[name], width)
         if name in weights.output_scale:
             change.output_scale = pointer(weights.output_scale[name], columns)
+
+
+def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros that take memory only where they are written to; memory used before could hold NaN."""
+    return torch.frombuffer(mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
 
 
 def cores() -> int:
