@@ -24,7 +24,6 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 from numpy.typing import NDArray
-from torch.nn.attention.bias import causal_lower_right
 
 from framework.engine.forward import ForwardInputs
 from framework.engine.kv_cache import PagedCache
@@ -269,6 +268,8 @@ def weigh(
         grouped = False
     attention = functional.scaled_dot_product_attention
     if mask is None and count < length:  # flash attention's own alignment to the last key
+        from torch.nn.attention.bias import causal_lower_right  # a second to import, and needed on CUDA only
+
         bias = causal_lower_right(count, length)
         return attention(queries, keys, values, bias, scale=extras.scale, enable_gqa=grouped)
     causal = mask is None

@@ -37,9 +37,9 @@ def load_decoder(
     Args:
         folder: in Hugging Face's layout, with safetensors.
         name: what the model is called in errors.
-        dtype: of the weights; "auto": on CUDA bfloat16 (float16 on old cards); on a CPU int8 by the C++ kernels, else float32,
-            since torch's own int8 has one scale a row of activations and loses more. Transformers' models are never
-            rounded.
+        dtype: of the weights; "auto": on CUDA bfloat16 (float16 on old cards); on a CPU int8 by the C++ kernels, else
+            float32, since torch's own int8 has one scale a row of activations and loses more. Transformers' models are
+            never rounded.
         kv_dtype: of keys and values; "auto": as fits the weights.
         device: "cpu", "cuda" or "cuda:1"; None: CUDA where there is a card.
         adapter_slots: adapters that are resident at once.
@@ -52,7 +52,6 @@ def load_decoder(
     """
     from framework.engine.architectures import spec_of
     from framework.engine.loader import Weights, read_config
-    from framework.engine.torch_decoder import TorchDecoder
 
     with _naming(name):
         config = read_config(folder)
@@ -64,6 +63,8 @@ def load_decoder(
             return load_general(folder, weights, block_size=block_size, dtype=general, kv_dtype=kv_dtype, device=place)
         if kernels and place.type == "cpu" and _kernels_take(spec, block_size, dtype, kv_dtype):
             return _kernel_decoder(spec, weights, block_size, adapter_slots, dtype, kv_dtype, threads)
+        from framework.engine.torch_decoder import TorchDecoder
+
         return TorchDecoder(
             spec,
             weights,

@@ -6,7 +6,7 @@ import ctypes
 import math
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from mmap import mmap
 from typing import Any, Literal, TypeAlias
 
@@ -15,8 +15,9 @@ import torch
 
 from framework.engine.architectures.rotary import rope_table
 from framework.engine.forward import ForwardInputs
+from framework.engine.kernels import packed_file
 from framework.engine.kernels.build import library
-from framework.engine.kernels.packing import in_turn, pack_float, pack_int8, rounded_up, side_by_side, wider
+from framework.engine.kernels.packing import FUSED, HEAD_NORMS, NORMS, input_width, pack, rounded_up
 from framework.engine.kernels.structures import (
     BFLOAT16,
     FLOAT32,
@@ -31,7 +32,6 @@ from framework.engine.kernels.structures import (
 )
 from framework.engine.loader import Weights
 from framework.engine.lora import AdapterWeights
-from framework.engine.quantize import quantize_rows
 from framework.engine.spec import DecoderSpec
 from framework.errors import CallerError, ModelUnavailable
 
@@ -76,10 +76,11 @@ class KernelDecoder:
         self._kept: list[torch.Tensor] = []  # what the structures point to
         self.weight_bytes = 0
         self._names = {name: place for place, name in enumerate(self.linear_names)}
-        self._layers = (Layer * spec.layers)(*(self._layer(weights, place) for place in range(spec.layers)))
+        packed = packed_weights(spec, weights, dtype)
+        self._layers = (Layer * spec.layers)(*(self._layer(packed, place) for place in range(spec.layers)))
         self._tables = (ctypes.c_void_p * max(adapter_slots, 1))()
         self._adapters: dict[int, tuple[Any, list[torch.Tensor]]] = {}
-        self._model = self._filled_in(weights)
+        self._model = self._filled_in(_embedding(spec, weights), packed)
         self._cache: list[torch.Tensor] = []
         self._logits = torch.empty(0, 0)
         self._library = _checked_library()
@@ -174,89 +175,46 @@ class KernelDecoder:
             raise MemoryError(f"No memory for a step of {len(inputs.tokens)} tokens.")
         return self._logits[:count, : self.spec.vocabulary]
 
-    def _filled_in(self, weights: Weights) -> Model:
+    def _filled_in(self, embedding: torch.Tensor, packed: Mapping[str, torch.Tensor]) -> Model:
         spec = self.spec
-        embedding = weights.get("embed_tokens", (spec.vocabulary, spec.hidden))
-        if embedding.dtype not in (torch.float32, torch.bfloat16):
-            embedding = embedding.float()
         cosines, sines = rope_table(spec, spec.context_length)
-        head = "embed_tokens" if spec.tied else "lm_head"
         return Model(
             layers=spec.layers, hidden=spec.hidden, heads=spec.heads, kv_heads=spec.kv_heads, head_dim=spec.head_dim,
-            intermediate=rounded_up(spec.intermediate, PANEL // 2), vocabulary=spec.vocabulary,
+            intermediate=input_width(spec, spec.intermediate), vocabulary=spec.vocabulary,
             block_size=self.block_size, sliding_window=spec.sliding_window, cache_type=TYPES[self.kv_dtype],
             adapter_type=BFLOAT16 if self.dtype == "int8" else FLOAT32, changes=len(self._names), eps=spec.eps,
             embedding_type=FLOAT32 if embedding.dtype == torch.float32 else BFLOAT16,
             embedding=self._keep(embedding.contiguous()), cosines=self._keep(cosines.float().contiguous()),
-            sines=self._keep(sines.float().contiguous()), norm=self._vector(weights, "norm", spec.hidden),
-            head=self._linear(weights, [head], [spec.vocabulary], spec.hidden, ["lm_head"]),
+            sines=self._keep(sines.float().contiguous()), norm=self._keep(packed["norm"]),
+            head=self._linear(packed, "head", ["lm_head"]),
             layer=ctypes.addressof(self._layers), adapters=ctypes.addressof(self._tables),
         )  # fmt: skip
 
-    def _layer(self, weights: Weights, place: int) -> Layer:
-        spec, prefix = self.spec, f"layers.{place}."
-        layer = Layer()
-
-        def fused(*parts: str) -> Linear:
-            names = [prefix + part for part in parts]
-            shapes = [spec.linears[part] for part in parts]
-            return self._linear(weights, names, [out for out, _ in shapes], shapes[0][1], names)
-
-        layer.qkv = fused("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
-        layer.o = fused("self_attn.o_proj")
-        layer.gate_up = fused("mlp.gate_proj", "mlp.up_proj")
-        layer.down = fused("mlp.down_proj")
-        layer.attention_norm = self._vector(weights, prefix + "input_layernorm", spec.hidden)
-        layer.mlp_norm = self._vector(weights, prefix + "post_attention_layernorm", spec.hidden)
-        if spec.qk_norm:
-            layer.q_norm = self._vector(weights, prefix + "self_attn.q_norm", spec.head_dim)
-            layer.k_norm = self._vector(weights, prefix + "self_attn.k_norm", spec.head_dim)
+    def _layer(self, packed: Mapping[str, torch.Tensor], place: int) -> Layer:
+        layer, prefix = Layer(), f"layers.{place}."
+        for name, parts in FUSED.items():
+            setattr(layer, name, self._linear(packed, prefix + name, [prefix + part for part in parts]))
+        for name in (*NORMS, *HEAD_NORMS):
+            if prefix + name in packed:
+                setattr(layer, name, self._keep(packed[prefix + name]))
         return layer
 
-    def _linear(
-        self, weights: Weights, names: list[str], outputs: list[int], inputs: int, changed: list[str]
-    ) -> Linear:
-        """One or several layers packed as one; `changed` are their names to an adapter."""
-        together = in_turn if len(names) == 2 else side_by_side
-        width = rounded_up(inputs, PANEL // 2) if inputs == self.spec.intermediate else inputs
-        shapes = [(out, inputs) for out in outputs]
-        scale = None
-        if self.dtype == "int8":
-            pairs = [
-                weights.quantized(name, shape) or quantize_rows(weights.get(name, shape))
-                for name, shape in zip(names, shapes, strict=True)
-            ]
-            packed = pack_int8(wider(together([rounded for rounded, _ in pairs]), width))
-            scale = self._keep(together([scales for _, scales in pairs]))
-        else:
-            target = torch.float32 if self.dtype == "float32" else torch.bfloat16
-            given = [weights.get(name, shape).to(target) for name, shape in zip(names, shapes, strict=True)]
-            packed = pack_float(wider(together(given), width))
+    def _linear(self, packed: Mapping[str, torch.Tensor], fused: str, names: list[str]) -> Linear:
+        """One or several layers packed as one; `names` are theirs to an adapter."""
+        tensors = {key: packed.get(f"{fused}.{key}") for key in ("weights", "scale", "bias")}
+        pointers = {key: None if tensor is None else self._keep(tensor) for key, tensor in tensors.items()}
+        weights, outputs = packed[f"{fused}.weights"], [self.linears[name][0] for name in names]
         first = [sum(outputs[:part]) for part in range(len(outputs))]
         return Linear(
-            inputs=width,
-            outputs=packed.shape[0] * PANEL,
+            inputs=weights[0].numel() // PANEL,
+            outputs=weights.shape[0] * PANEL,
             type=TYPES[self.dtype],
             parts=len(names),
             interleaved=len(names) == 2,
             first=(ctypes.c_int32 * 3)(*first),
-            names=(ctypes.c_int32 * 3)(*(self._names[name] for name in changed)),
-            weights=self._keep(packed),
-            scale=scale,
-            bias=self._bias(weights, names, outputs, together),
+            names=(ctypes.c_int32 * 3)(*(self._names[name] for name in names)),
+            **pointers,
         )
-
-    def _bias(self, weights: Weights, names: list[str], outputs: list[int], together: Any) -> int | None:
-        if not any(f"{name}.bias" in weights for name in names):
-            return None
-        given = [
-            weights.get(f"{name}.bias", (out,)).float() if f"{name}.bias" in weights else torch.zeros(out)
-            for name, out in zip(names, outputs, strict=True)
-        ]
-        return self._keep(together(given).contiguous())
-
-    def _vector(self, weights: Weights, name: str, size: int) -> int:
-        return self._keep(weights.get(name, (size,)).float().contiguous())
 
     def _keep(self, tensor: torch.Tensor) -> int:
         self._kept.append(tensor)
@@ -267,7 +225,7 @@ class KernelDecoder:
         """One layer's part of an adapter, with zeros where the kernels compute more columns than the layer has."""
         outputs, inputs = self.linears[name]
         columns = rounded_up(outputs, LANES)
-        width = rounded_up(inputs, PANEL // 2) if inputs == self.spec.intermediate else inputs
+        width = input_width(self.spec, inputs)
         dtype = torch.bfloat16 if self.dtype == "int8" else torch.float32
 
         def pointer(tensor: torch.Tensor, size: int, to: torch.dtype = torch.float32) -> int:
@@ -283,6 +241,19 @@ class KernelDecoder:
             change.input_scale = pointer(weights.input_scale[name], width)
         if name in weights.output_scale:
             change.output_scale = pointer(weights.output_scale[name], columns)
+
+
+def packed_weights(spec: DecoderSpec, weights: Weights, dtype: str) -> dict[str, torch.Tensor]:
+    """All weights but the embedding; those in int8 are kept in the cache directory and mapped."""
+    if dtype != "int8":
+        return pack(spec, weights, dtype)
+    return packed_file.packed(weights, dtype, lambda: pack(spec, weights, dtype))
+
+
+def _embedding(spec: DecoderSpec, weights: Weights) -> torch.Tensor:
+    """In float32 or bfloat16; mapped where it is stored so: only the rows of tokens that occur are read."""
+    stored = weights.get("embed_tokens", (spec.vocabulary, spec.hidden))
+    return stored if stored.dtype in (torch.float32, torch.bfloat16) else stored.float()
 
 
 def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
