@@ -23,7 +23,7 @@ C = TypeVar("C")
 FILE_NAME = "lectern.toml"
 PREFIX = "LECTERN_"
 # Read directly by the code that needs them before any file is looked for.
-PLAIN_VARIABLES = frozenset({"LECTERN_CONFIG", "LECTERN_CACHE", "LECTERN_DATA", "LECTERN_LOG"})
+PLAIN_VARIABLES = frozenset({"LECTERN_CONFIG", "LECTERN_CACHE", "LECTERN_DATA", "LECTERN_KERNELS", "LECTERN_LOG"})
 
 
 @dataclass(frozen=True, slots=True)

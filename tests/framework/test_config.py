@@ -90,6 +90,11 @@ def test_a_variable_without_a_section_is_refused(tmp_path: Path) -> None:
         load("", tmp_path, {"LECTERN_K": "1"})
 
 
+def test_variables_that_are_read_directly_are_no_sections(tmp_path: Path) -> None:
+    plain = {"LECTERN_CACHE": "x", "LECTERN_DATA": "x", "LECTERN_KERNELS": "off", "LECTERN_LOG": "info"}
+    assert load("", tmp_path, plain).values == {}
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no configuration file .*absent\.toml"):
         Settings.load(tmp_path / "absent.toml", {})

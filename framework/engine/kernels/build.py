@@ -14,11 +14,13 @@ from functools import cache
 from pathlib import Path
 
 from framework.config import cache_dir
+from framework.errors import ConfigError
 
 SOURCES = ("decoder.cpp", "attention.h", "linear.h", "model.h", "team.h", "vectors.h")
 FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-pthread", "-fno-math-errno")
 COMPILERS = ("g++", "c++", "clang++")
 SECONDS = 300
+MODES = ("on", "off", "portable")
 LOG = logging.getLogger(__name__)
 
 
@@ -28,9 +30,15 @@ def library() -> ctypes.CDLL | None:
 
     The environment variable LECTERN_KERNELS chooses: "off" never uses them, "portable" compiles them without the
     machine's own instructions for 8-bit products.
+
+    Raises:
+        ConfigError: LECTERN_KERNELS has another value.
     """
-    mode = os.environ.get("LECTERN_KERNELS", "on")
-    compiler = os.environ.get("CXX") or next((path for name in COMPILERS if (path := shutil.which(name))), None)
+    mode, compiler = os.environ.get("LECTERN_KERNELS", "on"), find_compiler()
+    if mode not in MODES:
+        raise ConfigError(
+            f"LECTERN_KERNELS is {mode!r}.", hint=f"Use one of {', '.join(MODES)}.", field="LECTERN_KERNELS"
+        )
     if mode == "off" or compiler is None:
         LOG.info("The engine runs without its C++ kernels: %s", "turned off" if compiler else "no C++ compiler")
         return None
@@ -41,6 +49,11 @@ def library() -> ctypes.CDLL | None:
         said = getattr(error, "stderr", "") or str(error)
         LOG.warning("The engine runs without its C++ kernels, %s failed: %s", compiler, said[-2000:])
         return None
+
+
+def find_compiler() -> str | None:
+    """What compiles the kernels here."""
+    return os.environ.get("CXX") or next((path for name in COMPILERS if (path := shutil.which(name))), None)
 
 
 def _built(compiler: str, flags: tuple[str, ...], folder: Path) -> Path:
