@@ -21,7 +21,7 @@ import click
 
 import framework
 from framework.config import Settings, cache_dir
-from framework.errors import LecternError, StoreLocked
+from framework.errors import LecternError, NotFound, StoreLocked
 
 if TYPE_CHECKING:
     from framework.models.catalog import Catalog
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Area: TypeAlias = Literal["installed", "configuration", "state", "models", "endpoints"]
 REACH_SECONDS = 3.0
+DECODERS = {"kernels": "the C++ kernels", "torch": "torch", "transformers": "the transformers library"}
 FREE_BYTES = 1 << 30
 REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)")
 EXTRA = re.compile(r"extra\s*==\s*['\"]([\w-]+)['\"]")
@@ -177,7 +178,10 @@ def _models() -> Iterator[Finding]:
         return  # told with the configuration
     catalog = Catalog(config)
     if config.chat not in config.endpoints:
-        yield _model("chat", config.chat, catalog)
+        from framework.models.adapters import split_name
+
+        yield _model("chat", split_name(config.chat)[0], catalog)
+        yield from _engine(split_name(config.chat)[0], catalog)
     yield _model("embedder", config.embedder, catalog)
     for name, endpoint in config.endpoints.items():
         yield _endpoint(name, endpoint, config)
@@ -192,6 +196,47 @@ def _model(role: str, name: str, catalog: Catalog) -> Finding:
     fix = "" if here else f"Run: lectern models pull {name}"
     where = f"from the {card.origin} {card.source}" if here else f"not here yet, to be fetched from {card.source}"
     return Finding("models", role, f"{name}, {where}", fix)
+
+
+def _engine(name: str, catalog: Catalog) -> Iterator[Finding]:
+    """What the chat model is computed with. Compiles the kernels, where that was not done yet."""
+    from framework.engine.decoders import decoder_for
+
+    engine = catalog.config.engine
+    try:
+        yield _kernels(engine.kernels)
+        folder = catalog.folder(catalog.card(name))
+        if folder is None:
+            yield Finding("models", "decoder", f"known after `lectern models pull {name}` or a first request")
+            return
+        chosen = decoder_for(
+            folder,
+            block_size=engine.block_size,
+            dtype=engine.dtype,
+            kv_dtype=engine.kv_dtype,
+            device=engine.device,
+            kernels=engine.kernels,
+        )
+    except NotFound:
+        return  # told with the model
+    except LecternError as error:
+        yield Finding("models", "decoder", f"{name}: {error.message}", error.hint or "Choose another chat model.")
+    else:
+        yield Finding("models", "decoder", f"{name} is computed by {DECODERS[chosen]}")
+
+
+def _kernels(wanted: bool) -> Finding:
+    from framework.engine.kernels.build import find_compiler, library
+
+    if not wanted or os.environ.get("LECTERN_KERNELS") == "off":
+        return Finding("models", "kernels", "turned off")
+    compiler, found = find_compiler(), library()
+    if compiler is None:
+        return Finding("models", "kernels", "no C++ compiler was found: models run on torch, more slowly")
+    if found is None:
+        fix = "Its message is in the log; mend it, or set LECTERN_KERNELS=off."
+        return Finding("models", "kernels", f"{compiler} can't compile them", fix)
+    return Finding("models", "kernels", f"compiled with {compiler}")
 
 
 def _endpoint(name: str, endpoint: EndpointConfig, config: ModelsConfig) -> Finding:

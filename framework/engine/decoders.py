@@ -77,6 +77,30 @@ def load_decoder(
         )
 
 
+def decoder_for(
+    folder: Path,
+    *,
+    block_size: int,
+    dtype: Dtype = "auto",
+    kv_dtype: Dtype = "auto",
+    device: str | None = None,
+    kernels: bool = True,
+) -> Literal["kernels", "torch", "transformers"]:
+    """What `load_decoder` would choose, told from config.json alone.
+
+    Raises:
+        ModelUnavailable: config.json or the device can't be used.
+    """
+    from framework.engine.architectures import spec_of
+    from framework.engine.loader import read_config
+
+    spec, place = spec_of(read_config(folder)), _device(device)
+    if spec is None:
+        return "transformers"
+    fit = kernels and place.type == "cpu" and _kernels_take(spec, block_size, dtype, kv_dtype)
+    return "kernels" if fit else "torch"
+
+
 @contextmanager
 def _naming(name: str) -> Iterator[None]:
     """Errors name the model, not only its folder."""

@@ -116,6 +116,19 @@ class Catalog:
 
         return cached(card.source, card.revision) is not None
 
+    def folder(self, card: ModelCard) -> Path | None:
+        """Where the files of a model of `card` are; None: they have to be fetched or converted first."""
+        if card.origin == "hub":
+            from framework.models.hub import cached
+
+            return cached(card.source, card.revision)
+        place = Path(card.source)
+        if place.is_file():
+            from framework.models.gguf import converted
+
+            place = converted(place, self.cache)
+        return place if place.is_dir() else None
+
     def _local(self, name: str, place: Path, progress: Report) -> Resolved:
         if not place.exists():
             raise NotFound(f"There is no folder or file {name!r}.", hint="Check the path.", field="model")

@@ -60,9 +60,7 @@ def convert(source: Path, cache: Path, progress: Report = silent) -> Path:
     """
     from filelock import FileLock, Timeout
 
-    digest = file_digest(source, cache)
-    name = re.sub(r"[^a-z0-9]+", "-", source.stem.lower()).strip("-") or "model"
-    target = cache / "models" / f"{name}-{digest[:16]}.{FORMAT}"
+    target = converted(source, cache)
     if target.is_dir():
         return target
     try:
@@ -78,6 +76,12 @@ def convert(source: Path, cache: Path, progress: Report = silent) -> Path:
             f"{target} can't be written: {error}.", hint="Free some space, or set LECTERN_CACHE to another folder."
         ) from error
     return target
+
+
+def converted(source: Path, cache: Path) -> Path:
+    """The folder that `convert` makes, whether it is there or not."""
+    name = re.sub(r"[^a-z0-9]+", "-", source.stem.lower()).strip("-") or "model"
+    return cache / "models" / f"{name}-{file_digest(source, cache)[:16]}.{FORMAT}"
 
 
 @contextmanager

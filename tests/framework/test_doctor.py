@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -16,7 +17,9 @@ from click.testing import CliRunner, Result
 
 import framework.doctor
 from framework.doctor import Finding, doctor, examine
+from framework.engine.kernels.build import library
 from framework.retrieval.lock import DirectoryLock
+from framework.testing.tiny_chat import write_tiny_chat
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +74,54 @@ def test_a_model_that_nobody_knows_is_told() -> None:
     assert "no such model" in found("chat").detail
     assert found("chat").fix
     assert found("embedder").fix == "Run: lectern models pull owner/name"
+
+
+def test_an_adapter_s_base_is_looked_at() -> None:
+    write('[models]\nchat = "smollm2-135m-instruct:support"\n')
+    assert found("chat").detail.startswith("smollm2-135m-instruct, from the wheel")
+    assert not found("chat").fix
+
+
+def test_what_computes_the_chat_model_is_told(tmp_path: Path) -> None:
+    folder = write_tiny_chat(tmp_path / "tiny")
+    write(f'[models]\nchat = "{folder}"\n[models.engine]\ndevice = "cpu"\nkernels = false\n')
+    assert found("kernels").detail == "turned off"
+    assert found("decoder").detail.endswith("is computed by torch")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "gpt_neox"}))
+    assert found("decoder").detail.endswith("is computed by the transformers library")
+
+
+def test_kernels_are_told_to_be_compiled_where_there_is_a_compiler(tmp_path: Path) -> None:
+    folder = write_tiny_chat(tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "head_dim": 16}))
+    write(f'[models]\nchat = "{folder}"\n[models.engine]\ndevice = "cpu"\n')
+    compiled = found("kernels").detail.startswith("compiled with ")
+    assert compiled == (library() is not None)
+    assert found("decoder").detail.endswith("the C++ kernels" if compiled else "torch")
+    assert not found("decoder").fix
+
+
+def test_a_device_that_is_not_here_is_told(tmp_path: Path) -> None:
+    folder = write_tiny_chat(tmp_path / "tiny")
+    write(f'[models]\nchat = "{folder}"\n[models.engine]\ndevice = "tpu"\n')
+    assert "there is no device 'tpu'" in found("decoder").detail
+    assert found("decoder").fix
+
+
+def test_a_misspelt_choice_of_kernels_is_told() -> None:
+    environment = {**os.environ, "LECTERN_KERNELS": "of"}
+    command = [sys.executable, "-c", "from framework.cli import main; main()", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 3, done.stderr + done.stdout
+    assert any("LECTERN_KERNELS is 'of'" in row["detail"] for row in json.loads(done.stdout))
+
+
+def test_no_compiler_is_told_and_nothing_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("framework.engine.kernels.build.find_compiler", lambda: None)
+    assert "no C++ compiler" in found("kernels").detail
+    assert not found("kernels").fix
 
 
 def test_a_held_store_names_its_holder(tmp_path: Path) -> None:
