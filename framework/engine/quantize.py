@@ -7,13 +7,16 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from framework.engine.forward import Decoder, ForwardInputs
 from framework.errors import ModelUnavailable
+
+if TYPE_CHECKING:
+    from framework.engine.loader import Weights
 
 SCHEME: dict[str, Any] = {
     "quant_method": "compressed-tensors",
@@ -50,13 +53,29 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         weight: (out, in), any float type.
 
     Returns:
-        int8 (out, in) in -127..127, and float32 scales (out,), positive also for rows of zeros.
+        int8 (out, in) in -127..127, and float32 scales (out,), positive also for rows of zeros; not finite for rows that hold NaN or
+        infinity.
     """
     exact = weight.float()
     peak = exact.abs().amax(dim=1)
-    scale = torch.where(peak > 0, peak / 127.0, torch.ones_like(peak))
+    scale = torch.where(peak == 0, torch.ones_like(peak), peak / 127.0)
     rounded = torch.round(exact / scale[:, None]).clamp_(-127, 127).to(torch.int8)
     return rounded, scale
+
+
+def rounded(weights: Weights, name: str, shape: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight as `quantize_rows` gives it, or as it is stored rounded.
+
+    Raises:
+        ModelUnavailable: it is missing or misshapen, or it is NaN or infinite somewhere: rounding would hide that.
+    """
+    found = weights.quantized(name, shape) or quantize_rows(weights.get(name, shape))
+    if not found[1].isfinite().all():
+        raise ModelUnavailable(
+            f"{weights.folder}: {name} holds NaN or infinite values.",
+            hint="The file is damaged, or the training diverged: use another checkpoint.",
+        )
+    return found
 
 
 def save_quantized(folder: Path, target: Path) -> Path:
@@ -96,15 +115,15 @@ def save_quantized(folder: Path, target: Path) -> Path:
     return target
 
 
-def _write_weights(weights: Any, linears: dict[str, tuple[int, int]], path: Path) -> None:
+def _write_weights(weights: Weights, linears: dict[str, tuple[int, int]], path: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = {}
     for full in weights:
         name = full.removeprefix("model.").removesuffix(".weight")
         if name in linears:
-            rounded, scale = quantize_rows(weights.get(full, linears[name]))
-            tensors[full], tensors[f"{full}_scale"] = rounded, scale[:, None].contiguous()
+            values, scale = rounded(weights, full, linears[name])
+            tensors[full], tensors[f"{full}_scale"] = values, scale[:, None].contiguous()
         else:
             tensors[full] = weights.get(full)
     save_file(tensors, path, metadata={"format": "pt"})

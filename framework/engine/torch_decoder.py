@@ -15,7 +15,7 @@ from framework.engine.kv_cache import LayerShape, PagedCache
 from framework.engine.linear import FloatLinear, Linear, TiledLinear, rounded_linear
 from framework.engine.loader import Weights
 from framework.engine.lora import AdapterBank, AdapterWeights, Rows, check_fit
-from framework.engine.quantize import quantize_rows
+from framework.engine.quantize import quantize_rows, rounded
 from framework.engine.spec import DecoderSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
@@ -226,9 +226,7 @@ class TorchDecoder:
 
     def _rounded_weight(self, name: str, given: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         assert self._weights is not None
-        stored = self._weights.quantized(name, self.linears[name]) if given is None else None
-        if stored is None:
-            stored = quantize_rows(self._weights.get(name, self.linears[name]) if given is None else given)
+        stored = rounded(self._weights, name, self.linears[name]) if given is None else quantize_rows(given)
         return stored[0].to(self.device), stored[1].to(self.device)
 
 

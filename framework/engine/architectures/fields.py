@@ -10,18 +10,21 @@ from framework.engine.spec import DecoderSpec
 from framework.errors import ModelUnavailable
 
 Config = Mapping[str, Any]
+MOST = 2**31 - 1  # what the kernels count with
+MOST_LAYERS = 4096
+MOST_TOKENS = 2**22  # of a vocabulary; the sampler adds up that many weights
 SCALINGS = ("default", "linear", "llama3")  # kinds of rotary scaling that `rope_table` knows
 
 
-def integer(config: Config, key: str, default: int | None = None, least: int = 1) -> int:
+def integer(config: Config, key: str, default: int | None = None, least: int = 1, most: int = MOST) -> int:
     """A whole number of config.json; missing and null are the default.
 
     Raises:
-        ModelUnavailable: it is missing without a default, no whole number, or below `least`.
+        ModelUnavailable: it is missing without a default, no whole number, below `least` or above `most`.
     """
     value = default if config.get(key) is None else config[key]
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ModelUnavailable(f"config.json has {key} = {value!r}: a whole number from {least} up is needed.")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ModelUnavailable(f"config.json has {key} = {value!r}: a whole number from {least} to {most} is needed.")
     return value
 
 
@@ -70,13 +73,13 @@ def shapes(config: Config, *, kv_heads: int | None = None, head_dim: int | None 
     """
     heads, hidden = integer(config, "num_attention_heads"), integer(config, "hidden_size")
     spec = DecoderSpec(
-        layers=integer(config, "num_hidden_layers"),
+        layers=integer(config, "num_hidden_layers", most=MOST_LAYERS),
         hidden=hidden,
         intermediate=integer(config, "intermediate_size"),
         heads=heads,
         kv_heads=integer(config, "num_key_value_heads", kv_heads or heads),
         head_dim=integer(config, "head_dim", head_dim or hidden // heads),
-        vocabulary=integer(config, "vocab_size"),
+        vocabulary=integer(config, "vocab_size", most=MOST_TOKENS),
         context_length=integer(config, "max_position_embeddings", 2048),
         eps=number(config, "rms_norm_eps", 1e-6),
         rope=rope(config),

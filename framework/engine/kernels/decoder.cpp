@@ -302,10 +302,13 @@ class Pass {
 
     // The scale of an int8 head, and what its numbers are multiplied with.
     float step_of(const float* head, float& scale) const {
-        F32 most = {};
-        for (int d = 0; d < m.head_dim; d += LANES) most = larger(most, magnitude(load(head + d)));
+        F32 most = {}, odd = {};
+        for (int d = 0; d < m.head_dim; d += LANES) {
+            most = larger(most, magnitude(load(head + d)));
+            odd += load(head + d) * 0.0f;
+        }
         float highest = largest(most);
-        scale = highest / 127.0f;
+        scale = highest / 127.0f + sum(odd);
         return highest > 0 ? 127.0f / highest : 0.0f;
     }
 

@@ -180,7 +180,7 @@ class KernelDecoder:
         cosines, sines = rope_table(spec, spec.context_length)
         return Model(
             layers=spec.layers, hidden=spec.hidden, heads=spec.heads, kv_heads=spec.kv_heads, head_dim=spec.head_dim,
-            intermediate=input_width(spec, spec.intermediate), vocabulary=spec.vocabulary,
+            intermediate=rounded_up(spec.intermediate, PANEL // 2), vocabulary=spec.vocabulary,
             block_size=self.block_size, sliding_window=spec.sliding_window, cache_type=TYPES[self.kv_dtype],
             adapter_type=BFLOAT16 if self.dtype == "int8" else FLOAT32, changes=len(self._names), eps=spec.eps,
             embedding_type=FLOAT32 if embedding.dtype == torch.float32 else BFLOAT16,
@@ -225,7 +225,7 @@ class KernelDecoder:
         """One layer's part of an adapter, with zeros where the kernels compute more columns than the layer has."""
         outputs, inputs = self.linears[name]
         columns = rounded_up(outputs, LANES)
-        width = input_width(self.spec, inputs)
+        width = input_width(name, inputs)
         dtype = torch.bfloat16 if self.dtype == "int8" else torch.float32
 
         def pointer(tensor: torch.Tensor, size: int, to: torch.dtype = torch.float32) -> int:

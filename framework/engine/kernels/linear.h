@@ -23,8 +23,11 @@ inline void quantize(const Inputs& inputs, int row, int in) {
         const float* x = inputs.x + size_t(row) * inputs.width + first;
         int8_t* to = inputs.quantized + size_t(row) * inputs.width + first;
         int size = in - first < GROUP ? in - first : GROUP;
-        F32 most = {};
-        for (int i = 0; i < size; i += LANES) most = larger(most, magnitude(load(x + i)));
+        F32 most = {}, odd = {};  // odd: 0, or NaN where a value is NaN or infinite, which rounding would hide
+        for (int i = 0; i < size; i += LANES) {
+            most = larger(most, magnitude(load(x + i)));
+            odd += load(x + i) * 0.0f;
+        }
         float highest = largest(most), inverse = highest > 0 ? 127.0f / highest : 0.0f;
         I32 total = {};
         for (int i = 0; i < size; i += LANES) {
@@ -34,7 +37,7 @@ inline void quantize(const Inputs& inputs, int row, int in) {
             std::memcpy(to + i, &bytes, sizeof bytes);
         }
         inputs.sum[inputs.group(row, first)] = sum(total);
-        inputs.scale[inputs.group(row, first)] = highest / 127.0f;
+        inputs.scale[inputs.group(row, first)] = highest / 127.0f + sum(odd);
     }
 }
 

@@ -9,7 +9,7 @@ import torch
 
 from framework.engine.kernels.structures import PANEL
 from framework.engine.loader import Weights
-from framework.engine.quantize import quantize_rows
+from framework.engine.quantize import rounded
 from framework.engine.spec import DecoderSpec
 
 HALF = PANEL // 2
@@ -32,9 +32,9 @@ def rounded_up(size: int, to: int) -> int:
     return -(-size // to) * to
 
 
-def input_width(spec: DecoderSpec, inputs: int) -> int:
+def input_width(name: str, inputs: int) -> int:
     """Inputs of a linear layer as the kernels see it: those of the MLP's second half fill whole half panels."""
-    return rounded_up(inputs, HALF) if inputs == spec.intermediate else inputs
+    return rounded_up(inputs, HALF) if name.endswith("mlp.down_proj") else inputs
 
 
 def pack(spec: DecoderSpec, weights: Weights, dtype: str) -> dict[str, torch.Tensor]:
@@ -64,13 +64,12 @@ def _linear(
 ) -> dict[str, torch.Tensor]:
     """One or several layers over the same input, packed as one."""
     together = _in_turn if len(shapes) == 2 else _side_by_side
-    width = input_width(spec, next(iter(shapes.values()))[1])
+    name, (_, inputs) = next(iter(shapes.items()))
+    width = input_width(name, inputs)
     packed = {}
     if dtype == "int8":
-        pairs = [
-            weights.quantized(name, shape) or quantize_rows(weights.get(name, shape)) for name, shape in shapes.items()
-        ]
-        packed["weights"] = _pack_int8(_wider(together([rounded for rounded, _ in pairs]), width))
+        pairs = [rounded(weights, name, shape) for name, shape in shapes.items()]
+        packed["weights"] = _pack_int8(_wider(together([values for values, _ in pairs]), width))
         packed["scale"] = together([scales for _, scales in pairs])
     else:
         target = torch.float32 if dtype == "float32" else torch.bfloat16

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from framework.engine.architectures import spec_of
 from framework.engine.kernels.decoder import KernelDecoder
@@ -253,3 +254,37 @@ def test_without_a_compiler_they_are_not_available(tmp_path: Path, model_folder:
     folder = model_folder("qwen2")
     assert kernels_elsewhere(folder, tmp_path / "x", LECTERN_KERNELS="off") == "False"
     assert kernels_elsewhere(folder, tmp_path / "x", CXX="/bin/false", LECTERN_CACHE=str(tmp_path)) == "False"
+
+
+def small(folder: Path, **changes: Any) -> Path:
+    """A Llama of other shapes."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    fields = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "head_dim": 16, "vocab_size": 256, "max_position_embeddings": 64,
+              "initializer_range": 0.2}  # fmt: skip
+    LlamaForCausalLM(LlamaConfig(**{**fields, **changes})).save_pretrained(folder)
+    return folder
+
+
+def test_what_a_step_leaves_behind_reaches_no_later_one(tmp_path: Path, drive: Any) -> None:
+    """Where the MLP is as wide as the stream, only the MLP's second half is widened to whole panels."""
+    folder = small(tmp_path / "model", hidden_size=48, intermediate_size=48)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][9] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    decoder = load(folder)
+    clean = driver(drive, decoder).step((0, [1, 2, 3]))
+    assert driver(drive, decoder).step((0, [9, 9, 9])).isnan().all()
+    assert torch.equal(driver(drive, decoder).step((0, [1, 2, 3])), clean)
+
+
+@pytest.mark.parametrize("kv_dtype", ["bfloat16", "int8"])
+def test_a_number_that_is_none_is_not_rounded_away(kv_dtype: str, model_folder: Any, drive: Any) -> None:
+    decoder = load(model_folder("llama"), "int8", kv_dtype, adapter_slots=1)
+    for name in ("layers.0.mlp.up_proj", "layers.0.self_attn.v_proj"):
+        scale = torch.ones(decoder.linears[name][0])
+        scale[5] = float("nan")
+        decoder.set_adapter(0, AdapterWeights("d", output_scale={name: scale}))
+        assert driver(drive, decoder, slots={0: 0}).step((0, ids(5))).isnan().all(), name

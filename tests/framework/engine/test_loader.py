@@ -118,3 +118,21 @@ def test_the_fastest_decoder_that_fits_is_chosen(model_folder: Any) -> None:
 def test_a_device_that_is_not_there_is_refused(device: str, model_folder: Any) -> None:
     with pytest.raises(ModelUnavailable, match=device):
         load_decoder(model_folder("llama"), "small", block_size=16, device=device)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_weight_that_is_no_number_is_not_rounded_away(value: str, kernels: bool, folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 5] = float(value)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelUnavailable, match=r"'small'.*layers\.1\.mlp\.up_proj holds NaN or infinite"):
+        load_decoder(folder, "small", block_size=16, dtype="int8", kernels=kernels, device="cpu")
+
+
+@pytest.mark.parametrize("field", ["num_hidden_layers", "vocab_size"])
+def test_an_absurd_size_is_refused_before_memory_is_asked_for(field: str, folder: Path) -> None:
+    config = read_config(folder)
+    (folder / "config.json").write_text(json.dumps({**config, field: 10**9}))
+    with pytest.raises(ModelUnavailable, match=f"'small'.*{field} = 1000000000"):
+        load_decoder(folder, "small", block_size=16)
