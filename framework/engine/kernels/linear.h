@@ -41,35 +41,53 @@ inline void quantize(const Inputs& inputs, int row, int in) {
     }
 }
 
-// A tile of R rows and one panel: exact within a group, then added group by group.
-template <int R>
-void tile_int8(const Linear& linear, const Inputs& inputs, int row, int panel, float (*out)[PANEL]) {
-    const uint8_t* weights = static_cast<const uint8_t*>(linear.weights) + size_t(panel) * linear.in * PANEL;
-    std::memset(out, 0, R * sizeof *out);
+// R rows and C times sixteen columns of a panel: exact within a group of inputs, then added group by group.
+template <int R, int C>
+void part_int8(const Linear& linear, const Inputs& inputs, int row, int panel, int from, float (*out)[PANEL]) {
+    const uint8_t* weights = static_cast<const uint8_t*>(linear.weights) + size_t(panel) * linear.in * PANEL + 4 * from;
+    F32 total[R][C] = {};
     for (int first = 0; first < linear.in; first += GROUP) {
         const int8_t* x = inputs.quantized + size_t(row) * inputs.width + first;
         int size = linear.in - first < GROUP ? linear.in - first : GROUP;
-        I32 acc[R][VECTORS];
+        I32 acc[R][C];
+#pragma GCC unroll 8
         for (int r = 0; r < R; r++)
-            for (int v = 0; v < VECTORS; v++) acc[r][v] = I32{} - 128 * inputs.sum[inputs.group(row + r, first)];
+#pragma GCC unroll 4
+            for (int c = 0; c < C; c++) acc[r][c] = I32{} - 128 * inputs.sum[inputs.group(row + r, first)];
         for (int k = 0; k < size; k += 4, weights += 4 * PANEL) {
-            for (int v = 0; v < VECTORS; v++) __builtin_prefetch(weights + (16 + v) * PANEL);
+            if (row == 0)  // later rows find the weights in the cache
+                for (int c = 0; c < C; c++) __builtin_prefetch(weights + 16 * PANEL + 4 * LANES * c);
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) {
                 int32_t four;
                 std::memcpy(&four, x + size_t(r) * inputs.width + k, 4);
 #pragma GCC unroll 4
-                for (int v = 0; v < VECTORS; v++) acc[r][v] = dot4(acc[r][v], weights + 4 * LANES * v, four);
+                for (int c = 0; c < C; c++) acc[r][c] = dot4(acc[r][c], weights + 4 * LANES * c, four);
             }
         }
-        for (int r = 0; r < R; r++)
-            for (int v = 0; v < VECTORS; v++) {
-                F32 part = __builtin_convertvector(acc[r][v], F32) * inputs.scale[inputs.group(row + r, first)];
-                store(out[r] + LANES * v, load(out[r] + LANES * v) + part);
-            }
+#pragma GCC unroll 8
+        for (int r = 0; r < R; r++) {
+            F32 scale = all(inputs.scale[inputs.group(row + r, first)]);
+#pragma GCC unroll 4
+            for (int c = 0; c < C; c++) total[r][c] += __builtin_convertvector(acc[r][c], F32) * scale;
+        }
     }
+#pragma GCC unroll 8
     for (int r = 0; r < R; r++)
-        for (int v = 0; v < PANEL; v += LANES) store(out[r] + v, load(out[r] + v) * load(linear.scale + panel * PANEL + v));
+#pragma GCC unroll 4
+        for (int c = 0; c < C; c++) {
+            int column = from + LANES * c;
+            store(out[r] + column, total[r][c] * load(linear.scale + panel * PANEL + column));
+        }
+}
+
+// The first rows read the weights from memory, in one go; later ones take as many columns as leave room in the registers
+// for both sums.
+template <int R>
+void tile_int8(const Linear& linear, const Inputs& inputs, int row, int panel, float (*out)[PANEL]) {
+    if (row == 0) return part_int8<R, VECTORS>(linear, inputs, row, panel, 0, out);
+    constexpr int C = R <= 3 ? VECTORS : VECTORS / 2;
+    for (int from = 0; from < PANEL; from += C * LANES) part_int8<R, C>(linear, inputs, row, panel, from, out);
 }
 
 template <int R, class W>
