@@ -18,12 +18,14 @@ class EngineLimits:
         block_size: tokens in a block of the key-value cache.
         blocks: blocks that there are.
         context_length: most tokens of a sequence, prompt and answer.
+        vocabulary: ids of tokens are below it.
         adapter_slots: adapters resident at once.
         prefix_cache: known prefixes are shared.
     """
 
     blocks: int
     context_length: int
+    vocabulary: int = 2**31 - 1
     max_sequences: int = 64
     max_tokens_per_step: int = 512
     max_waiting: int = 256

@@ -170,6 +170,12 @@ class Scheduler:
                 hint="Shorten it.",
                 field="prompt",
             )
+        least, highest = min(request.prompt), max(request.prompt)
+        if not 0 <= least <= highest < limits.vocabulary:
+            wrong = least if least < 0 else highest
+            raise CallerError(
+                f"The prompt names token {wrong}; this model has tokens 0 to {limits.vocabulary - 1}.", field="prompt"
+            )
         if request.params.max_tokens < 1:
             raise CallerError(f"max_tokens is {request.params.max_tokens}, and must be at least 1.", field="max_tokens")
         if request.adapter is not None and not limits.adapter_slots:

@@ -23,6 +23,7 @@ from framework.prompts.tool_formats import turns
 T = TypeVar("T")
 _SHARED: WeakValueDictionary[tuple[Path, tuple[tuple[str, int, int], ...]], ChatText] = WeakValueDictionary()
 _SHARED_LOCK = threading.Lock()
+MOST_TOKENS = 2**22  # of a vocabulary; the sampler counts on it
 LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
 
@@ -75,9 +76,17 @@ class ChatText:
 
         Raises:
             CallerError: the chat template refuses the conversation.
+            ModelUnavailable: the tokenizer wrote a token that the model does not have.
         """
         offered = tools if tool_choice.mode != "none" else ()
-        return self.tokens.encode(self.template.render(turns(messages, offered, self.tokens.guard)))
+        ids = self.tokens.encode(self.template.render(turns(messages, offered, self.tokens.guard)))
+        if max(ids, default=0) >= self.vocabulary_size:
+            raise ModelUnavailable(
+                f"The tokenizer in {self.folder} wrote token {max(ids)}, and {self.name} has tokens 0 to"
+                f" {self.vocabulary_size - 1}.",
+                hint="Its tokenizer.json and config.json belong to different models.",
+            )
+        return ids
 
     @property
     def tokens(self) -> ControlTokens:
@@ -90,6 +99,16 @@ class ChatText:
     @property
     def vocabulary(self) -> Vocabulary:
         return self._once("vocabulary", self._vocabulary)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Width of the model's logits; ids of tokens are below it."""
+        size = self._text_config.get("vocab_size")
+        if not isinstance(size, int) or not 0 < size <= MOST_TOKENS:
+            raise ModelUnavailable(
+                f"{self.folder}/config.json does not tell how many tokens {self.name} knows: vocab_size is {size!r}."
+            )
+        return size
 
     @property
     def ends(self) -> frozenset[int]:
@@ -121,10 +140,13 @@ class ChatText:
         return path.read_text(encoding="utf-8")
 
     def _vocabulary(self) -> Vocabulary:
-        size = self._text_config.get("vocab_size")
-        if not isinstance(size, int):
-            raise ModelUnavailable(f"{self.folder}/config.json does not tell how many tokens {self.name} knows.")
-        return Vocabulary(self._tokenizer_json(), size, sorted(self.ends))
+        try:
+            return Vocabulary(self._tokenizer_json(), self.vocabulary_size, sorted(self.ends))
+        except (ValueError, OverflowError) as error:  # the tokenizer has more tokens, or an end is none of them
+            raise ModelUnavailable(
+                f"The tokenizer in {self.folder} does not fit {self.name}: {str(error)[:300]}.",
+                hint="Its tokenizer.json and config.json belong to different models.",
+            ) from error
 
     def _ends(self) -> frozenset[int]:
         tokenizer = _read_json(self.folder / "tokenizer_config.json", self.name, optional=True)

@@ -157,6 +157,7 @@ def make_engine(folder: Path, name: str, config: EngineConfig, threads: int | No
         block_size=config.block_size,
         blocks=blocks,
         context_length=decoder.context_length,
+        vocabulary=decoder.vocabulary,
         adapter_slots=config.adapter_slots,
         prefix_cache=config.prefix_cache and decoder.shares_prefixes,
     )

@@ -37,6 +37,7 @@ from framework.models.local_chat import LocalChat
 from framework.models.openai_compatible import OpenAICompatible
 from framework.testing.adapters import write_lora
 from framework.testing.scripted import ScriptedChat, scripted_from_file
+from framework.testing.tiny_chat import TEMPLATE
 
 CONTEXT = 1024
 HELLO = [user("Hello")]
@@ -507,3 +508,25 @@ async def test_the_model_that_ships_answers_and_calls(chat_model: ChatModel) -> 
     arguments = json.loads(called.message.tool_calls[0].arguments)
     assert arguments["city"] == "Paris"
     assert arguments["unit"] in {"C", "F"}
+
+
+async def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(model_folder: Callable[..., Path]) -> None:
+    folder = model_folder(template=TEMPLATE.replace("assistant", "<far>assistant"))
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    words = tokenizer["model"]["vocab"]
+    last = max(words, key=lambda word: int(words[word]))
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    del words[last]
+    tokenizer["model"]["merges"] = [pair for pair in tokenizer["model"]["merges"] if "".join(pair) != last]
+    words["<far>"] = 10**6
+    tokenizer["added_tokens"].append({"id": 10**6, "content": "<far>", **flags})
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    with pytest.raises(ModelUnavailable, match=r"token 1000000.* tokens 0 to \d+.*different models"):
+        await complete(LocalChat(folder, "far", config=FLOAT32), HELLO, params=GenerationParams(max_tokens=2))
+    words[last] = 10**6 + 1
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 200}), encoding="utf-8")
+    with pytest.raises(ModelUnavailable, match="different models"):
+        _ = LocalChat(folder, "far", config=FLOAT32)._text.vocabulary

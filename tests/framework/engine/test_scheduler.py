@@ -515,3 +515,12 @@ def test_an_answer_is_found_by_the_request_that_continues_it() -> None:
     follow = of.add(request(prompt=[*first.tokens, 1, 2, 3]))
     step(of)
     assert follow.cached == len(first.tokens) - 1  # the last token of an answer is never computed
+
+
+@pytest.mark.parametrize("token", [-1, 50, 2**31])
+def test_a_prompt_with_a_token_that_there_is_not_is_refused(token: int) -> None:
+    """A decoder reads the embedding at that place, wherever it leads."""
+    tokens = scheduler(vocabulary=50)
+    with pytest.raises(CallerError, match=f"token {token}; this model has tokens 0 to 49"):
+        tokens.add(request(prompt=[3, token, 4]))
+    tokens.add(request(prompt=[0, 49]))
