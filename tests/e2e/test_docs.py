@@ -170,5 +170,5 @@ def test_nothing_in_the_documentation_names_a_variable_that_nothing_reads() -> N
 def test_help_is_quick_to_list_every_command() -> None:
     environment = {**os.environ, "COLUMNS": "100"}
     shown = subprocess.run([LECTERN, "--help"], env=environment, capture_output=True, text=True, check=True).stdout
-    for command in ("ask", "chat", "collections", "doctor", "eval", "index", "models", "search", "serve"):
+    for command in ("adapters", "ask", "chat", "collections", "doctor", "eval", "index", "models", "search", "serve"):
         assert f"  {command} " in shown
