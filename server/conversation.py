@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -71,6 +71,10 @@ class Conversation:
     n: int = 1
     constrained_by: str = "response_format"
 
+    def in_its_words(self) -> AbstractContextManager[None]:
+        """Errors of the model name the request's fields as the request does."""
+        return _named({**RENAMED, "response_format": self.constrained_by})
+
     def answer(self, index: int) -> GenerationParams:
         """Parameters of one of the `n` answers: the first has the request's seed, each other one of its own from it."""
         if index == 0 or self.params.seed is None:
@@ -110,7 +114,9 @@ def _named(names: Mapping[str, str]) -> Iterator[None]:
         yield
     except CallerError as error:
         ours = error.field or ""
-        theirs = names.get(ours, ours)
+        if ours not in names or type(error) is not CallerError:
+            raise
+        theirs = names[ours]
         raise CallerError(error.message.replace(ours, theirs, 1), hint=error.hint, field=theirs or None) from error
 
 

@@ -81,11 +81,12 @@ class ModelResponder:
             constraint=conversation.constraint,
             params=conversation.answer(index),
         )
-        async with _closed(stream) as deltas:
-            async for delta in deltas:
-                if conversation.one_call and any(call.index for call in delta.tool_calls):
-                    delta = replace(delta, tool_calls=tuple(call for call in delta.tool_calls if call.index == 0))
-                yield Piece(delta, index=index)
+        with conversation.in_its_words():
+            async with _closed(stream) as deltas:
+                async for delta in deltas:
+                    if conversation.one_call and any(call.index for call in delta.tool_calls):
+                        delta = replace(delta, tool_calls=tuple(call for call in delta.tool_calls if call.index == 0))
+                    yield Piece(delta, index=index)
 
 
 async def _merged(answers: Sequence[AsyncGenerator[Piece]]) -> AsyncGenerator[Piece]:

@@ -53,8 +53,8 @@ def quantize_rows(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         weight: (out, in), any float type.
 
     Returns:
-        int8 (out, in) in -127..127, and float32 scales (out,), positive also for rows of zeros; not finite for rows that hold NaN or
-        infinity.
+        int8 (out, in) in -127..127, and float32 scales (out,), positive also for rows of zeros, not finite for
+        rows that aren't.
     """
     exact = weight.float()
     peak = exact.abs().amax(dim=1)

@@ -25,6 +25,8 @@ from framework.prompts.tool_formats import CALL, CALL_SUFFIX, call_prefix
 
 RESERVE = 32  # tokens kept for what closes a call, beside what each open value still needs
 MAX_WRITTEN_OUT = 50_000  # characters of a pattern or of a choice; beyond, a single mask takes tenths of a second
+QUOTED = re.compile(r"\s*[0-9]+ \|")  # a line of the grammar in the compiler's message
+SAMPLE = 8_000  # characters of a grammar that tell how many tokens a character takes
 PATTERN_PARTS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*(?:\]|\Z)|\{(?P<count>[0-9]+)(?:,[0-9]*)?\}|.", re.DOTALL)
 # No \u escapes: they could write half a surrogate pair, which is no text. White space is fixed, so it can't run on.
 JSON_STYLE = {
@@ -176,7 +178,7 @@ def _check_grammar(text: str, field: str) -> None:
     problem = _llguidance().LLMatcher.validate_grammar(text)
     if problem:
         # Beyond its first lines the message quotes the grammar, which is not what the caller wrote.
-        lines = [line.strip() for line in problem.splitlines() if line.strip()][:5]
+        lines = [line.strip() for line in problem.splitlines() if line.strip() and not QUOTED.match(line)][:5]
         first = " ".join(lines).partition("failed to compile JSON schema: ")
         raise CallerError(
             f"It can't be enforced while decoding: {(first[2] or first[0])[:300]}",
@@ -217,7 +219,9 @@ class Vocabulary:
         return Matcher(self, grammar, _llguidance().LLMatcher(self._tokenizer, grammar.text, log_level=0))
 
     def tokens_per_character(self, text: str) -> float:
-        return len(self._tokenizer.tokenize_str(text)) / max(len(text), 1)
+        """Estimated from the beginning: the tokenizer holds up the whole process for as long as it works."""
+        beginning = text[:SAMPLE]
+        return len(self._tokenizer.tokenize_str(beginning)) / max(len(beginning), 1)
 
     def is_free_text(self, allowed: NDArray[np.bool_]) -> bool:
         """Anything may follow, the end too."""

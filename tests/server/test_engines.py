@@ -111,3 +111,21 @@ async def test_a_model_knows_the_tenant_it_works_for(settings: Settings, library
         body = {"model": chat.name, "messages": HELLO, "stream": stream}
         await client.post("/v1/chat/completions", json=body)
     assert chat.tenant == library.tenant != ""
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"stop_token_ids": [10**6]}, "stop_token_ids"),
+        ({"logit_bias": {"1000000": 1}}, "logit_bias"),
+        ({"structured_outputs": {"json": {"type": "integer", "multipleOf": 99991}}}, "structured_outputs"),
+    ],
+)
+async def test_what_only_the_model_can_refuse_is_named_as_the_request_names_it(
+    asked: dict[str, Any], field: str, settings: Settings, library: Library, folder: Path
+) -> None:
+    async with served(settings, library, folder) as (client, name):
+        for stream in (False, True):
+            body = {"model": name, "messages": HELLO, "stream": stream, **asked}
+            answer = await client.post("/v1/chat/completions", json=body)
+            assert f'"param": "{field}"' in answer.text

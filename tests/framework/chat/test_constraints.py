@@ -303,3 +303,17 @@ def test_free_text_is_any_text_but_what_opens_a_call_must_become_one(vocabulary:
 def tokens_of(vocabulary: Vocabulary, text: bytes) -> list[int]:
     single = {vocabulary.token_bytes(token): token for token in range(2, vocabulary.size)}
     return [single[bytes([byte])] for byte in text]
+
+
+def test_the_length_of_a_grammar_in_tokens_is_told_from_its_beginning(vocabulary: Vocabulary) -> None:
+    """The tokenizer lets no other thread work, and half a second of it is felt by everyone who is being served."""
+    beginning = "~" * 8_000
+    assert vocabulary.tokens_per_character(beginning + '{"name": true}' * 100_000) == 1.0
+    assert vocabulary.tokens_per_character("") == 0.0
+
+
+def test_a_refusal_does_not_quote_our_own_grammar() -> None:
+    with pytest.raises(CallerError) as refused:
+        constraint_grammar(Regex("("))
+    assert "unclosed group" in str(refused.value)
+    assert "llguidance" not in str(refused.value)
