@@ -15,7 +15,7 @@ def run(quick: bool) -> list[Figure]:
     from tokenizers import Tokenizer
 
     from framework.engine.decoders import load_decoder
-    from framework.engine.perplexity import mean_loss
+    from framework.engine.quantize import mean_loss
 
     tokenizer = Tokenizer.from_file(str(folder() / "tokenizer.json"))
     ids = tokenizer.encode(text()).ids[: WINDOW * (8 if quick else 64)]
@@ -28,7 +28,7 @@ def run(quick: bool) -> list[Figure]:
         ("int8", "int8"),
     ):
         decoder = load_decoder(folder(), NAME, block_size=16, dtype=dtype, kv_dtype=kv_dtype, device="cpu")
-        loss = mean_loss(decoder, ids, WINDOW)
+        loss = mean_loss(decoder, ids, block_size=16, window=WINDOW)
         exact = exact or loss
         print(f"{dtype} weights, {kv_dtype} cache: loss {loss:.4f} nats a token, perplexity {math.exp(loss):.3f}")
         figures.append(

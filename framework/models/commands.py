@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -85,6 +86,25 @@ def pull(name: str, revision: str | None, as_json: bool) -> None:
     with _bar() as progress:
         resolved = catalog.resolve(name, revision=revision, progress=progress, refresh=True)
     _print({**_row(resolved.card), "path": str(resolved.path)}, as_json)
+
+
+@models.command()
+@click.argument("name")
+@click.argument("folder", type=click.Path(path_type=Path))
+@AS_JSON
+def quantize(name: str, folder: Path, as_json: bool) -> None:
+    """Save the chat model NAME with 8-bit weights into a new FOLDER.
+
+    The folder is a model's name like any other. Its layout is compressed-tensors' W8A8, which vLLM reads too.
+    """
+    from framework.engine.quantize import save_quantized
+
+    _, catalog = _catalog()
+    with _bar() as progress:
+        resolved = catalog.resolve(name, progress=progress)
+    saved = save_quantized(resolved.path, folder)
+    sizes = [sum(file.stat().st_size for file in where.glob("*.safetensors")) for where in (resolved.path, saved)]
+    _print({"path": str(saved), "bytes": sizes[1], "bytes_before": sizes[0]}, as_json)
 
 
 def _catalog() -> tuple[ModelsConfig, Catalog]:

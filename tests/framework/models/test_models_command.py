@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from framework.errors import NotFound
+from framework.bridge import run_sync
+from framework.errors import ModelUnavailable, NotFound
+from framework.messages import user
+from framework.models.base import GenerationParams, complete
+from framework.models.chat import load_chat
 from framework.models.commands import models
+from framework.models.config import EngineConfig, ModelsConfig
+from framework.testing.tiny_chat import write_tiny_chat
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +83,20 @@ def test_a_hub_id_that_was_not_fetched_claims_nothing() -> None:
     assert shown["at_hand"] is False
     assert "not fetched" in shown["note"]
     assert "kind" not in shown
+
+
+def test_a_model_is_saved_in_eight_bits_and_answers_from_there(tmp_path: Path) -> None:
+    write_tiny_chat(tmp_path / "exact")
+    told = json.loads(run("quantize", str(tmp_path / "exact"), str(tmp_path / "rounded"), "--json").stdout)
+    assert told["bytes"] < told["bytes_before"]
+    answers = []
+    for folder in ("exact", "rounded"):
+        chat = load_chat(str(tmp_path / folder), ModelsConfig(engine=EngineConfig(dtype="int8", kv_memory_mb=4)))
+        answers.append(run_sync(complete(chat, [user("Hello")], params=GenerationParams(max_tokens=12))).message)
+    assert answers[0] == answers[1]  # rounded when saved is rounded when loaded
+
+
+def test_no_folder_is_written_over(tmp_path: Path) -> None:
+    write_tiny_chat(tmp_path / "exact")
+    with pytest.raises(ModelUnavailable, match="exists"):
+        run("quantize", str(tmp_path / "exact"), str(tmp_path / "exact"))
