@@ -60,10 +60,10 @@ class Settings:
         for variable, text in environ.items():
             if not variable.startswith(PREFIX) or variable in PLAIN_VARIABLES:
                 continue
-            section, separator, key = variable.removeprefix(PREFIX).lower().partition("__")
-            if not separator:
+            *sections, key = variable.removeprefix(PREFIX).lower().split("__")
+            if not sections:
                 raise ConfigError(f"Unknown variable {variable}.", hint=f"Write {PREFIX}SECTION__KEY.", field=variable)
-            values.setdefault(section, {})[key] = _literal(text)
+            _inside(values, sections, variable)[key] = _literal(text)
         known = [point.name for point in entry_points(group="lectern.config")]
         for name in values:
             if name not in known:
@@ -150,6 +150,15 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 def _nearest(start: Path) -> Path | None:
     return next((folder / FILE_NAME for folder in (start, *start.parents) if (folder / FILE_NAME).is_file()), None)
+
+
+def _inside(values: dict[str, Any], sections: list[str], variable: str) -> dict[str, Any]:
+    """The table of a section, or of one within it."""
+    for name in sections:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{variable}: {name} is a value, not a section.", field=variable)
+    return values
 
 
 def _literal(text: str) -> Any:

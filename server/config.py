@@ -36,7 +36,7 @@ class ServerConfig:
     collections: tuple[str, ...] = ()
     adapters: Path | None = None
     max_body: int = 8 * 1024 * 1024
-    max_concurrent: int = 8
+    max_concurrent: int = 64
     max_waiting: int = 64
     body_timeout: float = 30.0
     stall_timeout: float = 60.0

@@ -59,6 +59,12 @@ def load_decoder(
         if spec is None:
             from framework.engine.architectures.general import load_general
 
+            if deterministic:
+                raise ModelUnavailable(
+                    f"Models of the type {config.get('model_type')!r} run in transformers' own code, whose sums may "
+                    "depend on the batch.",
+                    hint="Set deterministic to false.",
+                )
             general = _float_type(place) if dtype == "auto" else dtype
             return load_general(folder, weights, block_size=block_size, dtype=general, kv_dtype=kv_dtype, device=place)
         if kernels and place.type == "cpu" and _kernels_take(spec, block_size, dtype, kv_dtype):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,4 +143,6 @@ def _print(adapter: NamedAdapter, as_json: bool) -> None:
     width = max(map(len, values))
     for key, value in values.items():
         shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+        if key == "added":
+            shown = datetime.fromtimestamp(value).astimezone().isoformat(" ", "seconds")
         click.echo(f"{key:{width}}  {plain(str(shown))}")

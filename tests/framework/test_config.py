@@ -115,3 +115,14 @@ def test_a_home_that_can_not_be_made_says_what_to_do(tmp_path: Path) -> None:
 def test_the_cache_directory_can_be_moved(tmp_path: Path) -> None:
     assert cache_dir({"LECTERN_CACHE": str(tmp_path)}) == tmp_path
     assert cache_dir({}).name == "lectern"
+
+
+def test_a_variable_names_a_key_at_any_depth(tmp_path: Path) -> None:
+    given = {"LECTERN_MODELS__ENGINE__DTYPE": "float32", "LECTERN_MODELS__THREADS": "2"}
+    settings = load("[models.engine]\nblock_size = 32\n", tmp_path, given)
+    assert settings.values["models"] == {"engine": {"block_size": 32, "dtype": "float32"}, "threads": 2}
+
+
+def test_a_variable_can_not_reach_into_a_value(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="threads is a value"):
+        load("[models]\nthreads = 2\n", tmp_path, {"LECTERN_MODELS__THREADS__MOST": "1"})

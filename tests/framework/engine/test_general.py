@@ -161,3 +161,8 @@ def test_a_cache_of_transformers_own_has_the_model_s_type(model_folder: Any) -> 
 def test_eight_bit_weights_are_refused_by_name(model_folder: Any) -> None:
     with pytest.raises(ModelUnavailable, match="8-bit"):
         load_decoder(model_folder("gpt2"), "small", block_size=BLOCK, dtype="int8", device="cpu")
+
+
+def test_what_transformers_computes_can_not_be_promised_to_be_deterministic(model_folder: Any) -> None:
+    with pytest.raises(ModelUnavailable, match="deterministic"):
+        load(model_folder("gpt2"), deterministic=True)
