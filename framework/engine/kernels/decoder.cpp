@@ -1,6 +1,6 @@
 // One forward pass of a Llama-like decoder on a CPU, over many sequences at once.
 //
-// All threads go through the same phases: the tasks of a phase are taken as threads become free, a barrier ends it.
+// All threads go through the same phases, whose tasks are taken as threads become free.
 // Whatever is summed is summed in an order that depends on the row alone: batched equals alone, to the bit.
 #include <algorithm>
 #include <cmath>
@@ -43,14 +43,14 @@ struct Tile {
 };
 
 struct Session {
-    explicit Session(int threads) : team(threads), rooms(threads) {}
-    Team team;
+    explicit Session(int threads) : rooms(threads), team(threads) {}
     std::mutex mutex;
     Buffer<float> residual, qkv, x, gated, scale, narrow;
     Buffer<int8_t> quantized;
     Buffer<int32_t> sum, owner;
     std::vector<Buffer<float>> rooms;
     std::vector<Tile> tiles;
+    Team team;  // last, so that its threads end first
 };
 
 int padded(int columns) { return (columns + PANEL - 1) / PANEL * PANEL; }
@@ -74,9 +74,10 @@ inline void put(float* to, float x) { *to = x; }
 inline void put(Bf16* to, float x) { *to = to_bf16(x); }
 inline void put(int8_t* to, float x) { *to = int8_t(std::nearbyint(x)); }
 
-class Pass {
+class Pass : public Round {
   public:
-    Pass(const Model& model, const Step& step, Session& session) : m(model), s(step), team(session.team) {
+    Pass(const Model& model, const Step& step, Session& session)
+        : Round(model.layers * 10 + 3), m(model), s(step), tiles(session.tiles) {
         width = padded(std::max({m.hidden, m.intermediate, m.heads * m.head_dim}));
         stream = padded(m.hidden);
         group = m.heads / m.kv_heads;
@@ -87,8 +88,8 @@ class Pass {
         inputs = {session.x.of(size_t(rows) * width), session.quantized.of(size_t(rows) * width),
                   session.scale.of(size_t(rows) * width / GROUP), session.sum.of(size_t(rows) * width / GROUP), width};
         owner = session.owner.of(s.tokens);
-        cut(session.tiles);
-        tiles = &session.tiles;
+        cut();
+        attentions = int(tiles.size()) * m.kv_heads;
         for (int b = 0; b < s.sequences; b++)
             for (int c = 0; c < m.changes; c++)
                 if (const Change* changes = adapter(s.slots[b])) rank = std::max(rank, changes[c].rank);
@@ -96,45 +97,41 @@ class Pass {
         for (auto& room : session.rooms) rooms.push_back(room.of(size_t(tile_rows) * (padded(longest) + LANES)));
     }
 
-    void run() {
-        team.run(m.layers * 10 + 3, [this](int member) { work(rooms[member]); });
+    // Whether it is worth waking other threads: a million products take some ten microseconds.
+    bool large() const {
+        const Layer& layer = m.layer[0];
+        double products = 0;
+        for (const Linear* linear : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down})
+            products += double(linear->in) * linear->out;
+        return products * m.layers * s.tokens > 4e6;
     }
 
   private:
-    const Model& m;
-    const Step& s;
-    Team& team;
-    int width, stream, group, rank = 0, longest = 0, tile_rows = 0;
+    const Model m;
+    const Step s;
+    int width, stream, group, rank = 0, longest = 0, tile_rows = 0, attentions = 0;
     float *residual, *qkv, *gated, *narrow;
     int32_t* owner;
     Inputs inputs;
-    std::vector<Tile>* tiles;
+    std::vector<Tile>& tiles;
     std::vector<float*> rooms;
 
     const Change* adapter(int slot) const { return slot < 0 ? nullptr : m.adapters[slot]; }
 
-    void cut(std::vector<Tile>& into) {
+    void cut() {
         int most = std::max(1, 24 / group);
-        into.clear();
+        tiles.clear();
         for (int b = 0; b < s.sequences; b++) {
             for (int t = s.starts[b]; t < s.starts[b + 1]; t++) owner[t] = b;
             for (int t = s.starts[b]; t < s.starts[b + 1]; t += most) {
                 int count = std::min(most, s.starts[b + 1] - t);
-                into.push_back({b, t, count});
+                tiles.push_back({b, t, count});
                 longest = std::max(longest, s.positions[t + count - 1] + 1);
                 tile_rows = std::max(tile_rows, count * group);
             }
         }
         auto cost = [this](const Tile& tile) { return long(tile.count) * (s.positions[tile.first] + 1); };
-        std::stable_sort(into.begin(), into.end(), [&](const Tile& a, const Tile& b) { return cost(a) > cost(b); });
-    }
-
-    // Calls task(i) for each i < count on whichever thread is free, and waits for all.
-    template <class Task>
-    void phase(int& number, int count, const Task& task) {
-        for (int i; (i = team.next(number, count)) >= 0;) task(i);
-        number++;
-        team.barrier();
+        std::stable_sort(tiles.begin(), tiles.end(), [&](const Tile& a, const Tile& b) { return cost(a) > cost(b); });
     }
 
     template <class Task>
@@ -159,7 +156,8 @@ class Pass {
         });
     }
 
-    void work(float* room) {
+    void work(int member) override {
+        float* room = rooms[member];
         int number = 0;
         each_row(number, s.tokens, [&](int row) { embed(row); });
         for (int l = 0; l < m.layers; l++) {
@@ -172,8 +170,8 @@ class Pass {
                 std::copy_n(values, PANEL, qkv + size_t(row) * layer.qkv.out + column);
             });
             each_row(number, s.tokens, [&](int row) { rotate_and_cache(layer, row); });
-            phase(number, int(tiles->size()) * m.kv_heads, [&](int i) {
-                attend_tile(layer, (*tiles)[i / m.kv_heads], i % m.kv_heads, room);
+            phase(number, attentions, [&](int i) {
+                attend_tile(layer, tiles[i / m.kv_heads], i % m.kv_heads, room);
             });
             each_row(number, s.tokens, [&](int row) { prepare(layer.o, row, row); });
             product(number, layer.o, s.tokens, nullptr, [&](int row, int column, const float* values) {
@@ -358,7 +356,8 @@ int lectern_forward(void* session, const Model* model, const Step* step) {
     auto* of = static_cast<Session*>(session);
     std::lock_guard lock(of->mutex);
     try {
-        Pass(*model, *step, *of).run();
+        auto pass = std::make_shared<Pass>(*model, *step, *of);
+        of->team.run(pass, pass->large());
     } catch (const std::bad_alloc&) {
         return 1;
     }

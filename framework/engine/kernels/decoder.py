@@ -75,7 +75,8 @@ class KernelDecoder:
         self.spec, self.block_size, self.dtype, self.kv_dtype = spec, block_size, dtype, kv_dtype
         self._kept: list[torch.Tensor] = []  # what the structures point to
         self.weight_bytes = 0
-        self._names = {name: place for place, name in enumerate(self.linear_names)}
+        self.linears = spec.all_linears
+        self._names = {name: place for place, name in enumerate(self.linears)}
         packed = packed_weights(spec, weights, dtype)
         self._layers = (Layer * spec.layers)(*(self._layer(packed, place) for place in range(spec.layers)))
         self._tables = (ctypes.c_void_p * max(adapter_slots, 1))()
@@ -97,18 +98,6 @@ class KernelDecoder:
         """Whether a model of these shapes can be computed here."""
         whole = spec.hidden % LANES == 0 and spec.head_dim % LANES == 0 and block_size % LANES == 0
         return whole and spec.heads // spec.kv_heads <= MOST_GROUP and cls.available()
-
-    @property
-    def linear_names(self) -> list[str]:
-        """Every linear layer that an adapter can change."""
-        of_layers = [f"layers.{layer}.{name}" for layer in range(self.spec.layers) for name in self.spec.linears]
-        return [*of_layers, "lm_head"]
-
-    @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """(out, in) by name."""
-        shapes = {name: self.spec.linears[name.split(".", 2)[2]] for name in self.linear_names[:-1]}
-        return {**shapes, "lm_head": (self.spec.vocabulary, self.spec.hidden)}
 
     @property
     def vocabulary(self) -> int:

@@ -2,7 +2,7 @@
 #pragma once
 #include <atomic>
 #include <condition_variable>
-#include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -18,10 +18,45 @@ inline void relax() {
 #endif
 }
 
+// Work in phases. A phase ends when its tasks are done, not when everybody has come: a thread that the system has put
+// aside between two tasks holds up nobody, and passes through the phases that are over when it comes back.
+class Round {
+  public:
+    explicit Round(int phases) : phases_(phases) {}
+    virtual ~Round() = default;
+
+    // What each thread does: the same phases in the same order. What is read outside of tasks belongs to the round.
+    virtual void work(int member) = 0;
+
+  protected:
+    // Calls task(i) for each i < count on whichever thread is free, and returns when all are done.
+    template <class Task>
+    void phase(int& number, int count, const Task& task) {
+        Phase& phase = phases_[number++];
+        for (int i; (i = phase.taken.fetch_add(1, std::memory_order_relaxed)) < count;) {
+            task(i);
+            if (phase.done.fetch_add(1, std::memory_order_acq_rel) + 1 == count) phase.done.notify_all();
+        }
+        for (int turn = 0;; turn++) {
+            int done = phase.done.load(std::memory_order_acquire);
+            if (done >= count) return;
+            if (turn < 2000) relax();
+            else if (turn < 2050) std::this_thread::yield();
+            else phase.done.wait(done, std::memory_order_acquire);
+        }
+    }
+
+  private:
+    struct alignas(64) Phase {
+        std::atomic<int> taken{0}, done{0};
+    };
+    std::vector<Phase> phases_;
+};
+
 class Team {
   public:
-    explicit Team(int size) : size_(size) {
-        for (int member = 1; member < size; member++) threads_.emplace_back([this] { wait_for_work(); });
+    explicit Team(int size) {
+        for (int member = 1; member < size; member++) threads_.emplace_back([this, member] { help(member); });
     }
 
     ~Team() {
@@ -33,83 +68,41 @@ class Team {
         for (auto& thread : threads_) thread.join();
     }
 
-    int size() const { return size_; }
+    int size() const { return int(threads_.size()) + 1; }
 
-    // Runs `work(member)` on every member at once. `phases` is at least the number of `next` loops and barriers in it.
-    void run(int phases, const std::function<void(int)>& work) {
-        if (counters_.size() < size_t(phases)) counters_ = std::vector<Counter>(phases);
-        for (int i = 0; i < phases; i++) counters_[i].taken.store(0, std::memory_order_relaxed);
-        waiting_ = size_;
-        joined_ = 1;
-        {
-            std::lock_guard lock(mutex_);
-            work_ = &work;
-            round_++;
-            running_ = size_ - 1;
+    // Does the round's work on this thread; the others help if it is `large`. Returns when all of it is done.
+    void run(const std::shared_ptr<Round>& round, bool large) {
+        if (large && !threads_.empty()) {
+            {
+                std::lock_guard lock(mutex_);
+                round_ = round;
+                count_++;
+            }
+            wake_.notify_all();
         }
-        wake_.notify_all();
-        work(0);
-        std::unique_lock lock(mutex_);
-        done_.wait(lock, [this] { return running_ == 0; });
-        work_ = nullptr;
-    }
-
-    // The next of `count` tasks of a phase; -1: all are taken.
-    int next(int phase, int count) {
-        int task = counters_[phase].taken.fetch_add(1, std::memory_order_relaxed);
-        return task < count ? task : -1;
-    }
-
-    // Nobody passes before everybody is here.
-    void barrier() {
-        if (size_ == 1) return;
-        unsigned turn = turn_.load(std::memory_order_acquire);
-        if (waiting_.fetch_sub(1, std::memory_order_acq_rel) == 1) {
-            waiting_.store(size_, std::memory_order_relaxed);
-            turn_.store(turn + 1, std::memory_order_release);
-            turn_.notify_all();
-            return;
-        }
-        for (int spin = 0; spin < 4000; spin++) {
-            if (turn_.load(std::memory_order_acquire) != turn) return;
-            relax();
-        }
-        while (turn_.load(std::memory_order_acquire) == turn) turn_.wait(turn, std::memory_order_acquire);
+        round->work(0);
     }
 
   private:
-    struct alignas(64) Counter {
-        std::atomic<int> taken{0};
-        Counter() = default;
-        Counter(const Counter&) {}
-    };
-
-    void wait_for_work() {
+    void help(int member) {
         unsigned seen = 0;
         for (;;) {
-            const std::function<void(int)>* work;
+            std::shared_ptr<Round> round;
             {
                 std::unique_lock lock(mutex_);
-                wake_.wait(lock, [&] { return closing_ || round_ != seen; });
+                wake_.wait(lock, [&] { return closing_ || count_ != seen; });
                 if (closing_) return;
-                seen = round_;
-                work = work_;
+                seen = count_;
+                round = round_;
             }
-            (*work)(joined_.fetch_add(1));
-            std::lock_guard lock(mutex_);
-            if (--running_ == 0) done_.notify_one();
+            round->work(member);
         }
     }
 
-    int size_;
     std::vector<std::thread> threads_;
-    std::vector<Counter> counters_;
     std::mutex mutex_;
-    std::condition_variable wake_, done_;
-    const std::function<void(int)>* work_ = nullptr;
-    unsigned round_ = 0;
-    int running_ = 0;
+    std::condition_variable wake_;
+    std::shared_ptr<Round> round_;
+    unsigned count_ = 0;
     bool closing_ = false;
-    std::atomic<int> waiting_{0}, joined_{1};
-    std::atomic<unsigned> turn_{0};
 };
