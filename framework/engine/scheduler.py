@@ -69,7 +69,8 @@ class Scheduler:
 
     The order is by priority, then arrival. Running sequences first get blocks for the tokens they know; who finds none
     takes them from the least urgent one, which waits and is computed again. Then waiting ones are admitted. Last, the
-    budget of tokens is shared out: one for each sequence that decodes, the rest to prompts.
+    budget of tokens is shared out: one for each sequence that decodes, the rest to prompts, where those that take
+    several steps leave half to shorter ones.
     """
 
     def __init__(self, limits: EngineLimits) -> None:
@@ -217,7 +218,11 @@ class Scheduler:
         for sequence in list(self.waiting):
             if sequence.paused or self._comes_cheaper_later(sequence):
                 continue
-            if not self._budget_for(sequence) or not self._seat(sequence):
+            if not self._budget_for(sequence):
+                if self._is_long(sequence):
+                    continue  # shorter ones behind it have the other half of the step
+                break
+            if not self._seat(sequence):
                 break
             if not self._slot(sequence):
                 continue
@@ -236,9 +241,22 @@ class Scheduler:
 
     def _budget_for(self, newcomer: Sequence) -> bool:
         """At least one token of the step is left for it."""
-        own, active = _urgency(newcomer), (sequence for sequence in self.running if not sequence.paused)
-        spoken_for = sum(sequence.missing if _urgency(sequence) < own else 1 for sequence in active)
-        return spoken_for < self.limits.max_tokens_per_step
+        own, most = _urgency(newcomer), self.limits.max_tokens_per_step
+        spoken_for = yielding = 0
+        for sequence in self.running:
+            if not sequence.paused:
+                wanted = sequence.missing if _urgency(sequence) < own else 1
+                spoken_for += wanted
+                yielding += wanted if self._yields(sequence, newcomer) else 0
+        return spoken_for - max(yielding - most // 2, 0) < most
+
+    def _yields(self, sequence: Sequence, other: Sequence) -> bool:
+        """A prompt that takes several steps anyhow leaves half of each to shorter ones that came after it."""
+        shorter = self._is_long(sequence) and not self._is_long(other)
+        return shorter and other.request.priority <= sequence.request.priority
+
+    def _is_long(self, sequence: Sequence) -> bool:
+        return sequence.missing > self.limits.max_tokens_per_step
 
     def _seat(self, newcomer: Sequence) -> bool:
         while len(self.running) >= self.limits.max_sequences:
@@ -287,8 +305,12 @@ class Scheduler:
         active = [sequence for sequence in self.running if not sequence.paused]
         left = self.limits.max_tokens_per_step - len(active)
         scheduled = []
-        for sequence in active:
+        for place, sequence in enumerate(active):
             more = min(left, sequence.missing - 1)
+            if self._is_long(sequence):
+                shorter = [other.missing for other in active[place + 1 :] if self._yields(sequence, other)]
+                theirs = min(sum(shorter), self.limits.max_tokens_per_step // 2) - len(shorter)
+                more = max(min(more, left - theirs), 0)
             left -= more
             scheduled.append(Scheduled(sequence, 1 + more))
         return tuple(scheduled)

@@ -524,3 +524,42 @@ def test_a_prompt_with_a_token_that_there_is_not_is_refused(token: int) -> None:
     with pytest.raises(CallerError, match=f"token {token}; this model has tokens 0 to 49"):
         tokens.add(request(prompt=[3, token, 4]))
     tokens.add(request(prompt=[0, 49]))
+
+
+def test_short_prompts_do_not_wait_for_the_end_of_long_ones() -> None:
+    of = scheduler(max_sequences=8, blocks=200)
+    long = [of.add(request(length)) for length in (100, 90)]
+    step(of)
+    short = [of.add(request(length)) for length in (5, 7)]
+    batch, events = step(of)
+    assert counts(batch) == {long[0]: 8, short[0]: 5, short[1]: 3}
+    assert [event.sequence for event in events] == [short[0]]
+    step(of)
+    assert short[1].generated == 1
+    assert long[1].status is Status.WAITING
+    while not long[1].generated:
+        step(of)
+    assert long[0].generated > 1
+
+
+def test_a_long_prompt_goes_on_however_many_short_ones_come() -> None:
+    of = scheduler(max_sequences=8, max_waiting=500, context_length=400, blocks=400)
+    long = of.add(request(160))
+    steps = 0
+    while not long.generated:
+        for _ in range(3):
+            of.add(request(12, max_tokens=1))
+        batch, _ = step(of)
+        assert sum(counts(batch).values()) <= 16
+        steps += 1
+    assert steps <= 160 / 8 + 1
+
+
+def test_a_less_urgent_prompt_gets_nothing_of_what_an_urgent_one_lacks() -> None:
+    of = scheduler()
+    urgent = of.add(request(100, priority=-1))
+    step(of)
+    later = of.add(request(5))
+    batch, _ = step(of)
+    assert counts(batch) == {urgent: 16}
+    assert later.status is Status.WAITING
