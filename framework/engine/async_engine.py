@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -89,6 +90,7 @@ class AsyncEngine:
         self._closed = False
         self._by_sequence: dict[Sequence, _Reader] = {}  # the thread's own
         self._recorder = Recorder()
+        self._process = os.getpid()
 
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events, the last of them with its `finish`. Closing the iterator cancels the request.
@@ -111,6 +113,18 @@ class AsyncEngine:
         finally:
             if not reader.ended:
                 self._order(partial(self._cancel, reader))
+
+    def check_process(self) -> None:
+        """Refuse to work in a child that was forked: it has the engine's memory, but none of its threads.
+
+        Raises:
+            ModelUnavailable: this process did not make the engine.
+        """
+        if os.getpid() != self._process:
+            raise ModelUnavailable(
+                f"{self.name} was loaded before this process was forked, and can't be used in it.",
+                hint="Load it in the process that uses it, or start processes by 'spawn'.",
+            )
 
     def start(self) -> None:
         """Begin to make the engine, for a request that is about to come; does nothing where it is made or closed."""
@@ -156,6 +170,7 @@ class AsyncEngine:
         return self._recorder.snapshot(sequences, present, blocks)
 
     def _take_in(self, reader: _Reader) -> None:
+        self.check_process()
         with self._news:
             if self.closed:
                 raise self._unavailable("was closed")

@@ -127,6 +127,7 @@ class LocalChat:
         asked = _Asked(tuple(messages), tuple(tools), tool_choice, constraint, params, salt)
         if self._closed:
             raise ModelUnavailable(f"{self.name} was closed.", hint="Load it again.")
+        self._lease.engine.check_process()
         preparing = self._lease.workers.submit(self._prepare, asked)
         answer = await asyncio.wrap_future(preparing)
         async with aclosing(self._lease.engine.generate(answer.request)) as events:

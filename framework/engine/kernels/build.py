@@ -57,19 +57,28 @@ def find_compiler() -> str | None:
 
 
 def _built(compiler: str, flags: tuple[str, ...], folder: Path) -> Path:
-    """The compiled file for these sources, flags, compiler and processor; compiled where it is missing."""
+    """The compiled file for these sources, flags, compiler and processor; compiled where it is missing or damaged.
+
+    The second half of its name is the digest of what it holds.
+    """
     here = Path(__file__).parent
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=SECONDS, check=True)
     parts = [*((here / name).read_text(encoding="utf-8") for name in SOURCES), *flags, version.stdout, _processor()]
-    target = folder / f"decoder-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:24]}.so"
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            made = Path(work) / target.name
-            command = [compiler, *flags, str(here / SOURCES[0]), "-o", str(made)]
-            subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
-            made.replace(target)  # whoever else compiles it at this moment has made the same
-    return target
+    stem = f"decoder-{_digest(chr(0).join(parts).encode())}"
+    for target in folder.glob(f"{stem}-*.so"):
+        if target.stem == f"{stem}-{_digest(target.read_bytes())}":
+            return target
+        target.unlink(missing_ok=True)  # cut off by a full disk or a power failure: loading it would end the process
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        made = Path(work) / "decoder.so"
+        command = [compiler, *flags, str(here / SOURCES[0]), "-o", str(made)]
+        subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
+        return made.replace(folder / f"{stem}-{_digest(made.read_bytes())}.so")
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:24]
 
 
 def _loaded(path: Path) -> ctypes.CDLL:

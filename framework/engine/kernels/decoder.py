@@ -86,7 +86,7 @@ class KernelDecoder:
         self._logits = torch.empty(0, 0)
         self._library = _checked_library()
         self._session = self._library.lectern_open(threads or cores())
-        weakref.finalize(self, self._library.lectern_close, self._session)
+        weakref.finalize(self, _close, self._library, self._session, os.getpid())
 
     @staticmethod
     def available() -> bool:
@@ -253,6 +253,11 @@ def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 def cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _close(loaded: ctypes.CDLL, session: int, process: int) -> None:
+    if os.getpid() == process:  # a forked child has no such threads, and would wait for them or worse
+        loaded.lectern_close(session)
 
 
 def _checked_library() -> ctypes.CDLL:

@@ -288,3 +288,54 @@ def test_a_number_that_is_none_is_not_rounded_away(kv_dtype: str, model_folder: 
         scale[5] = float("nan")
         decoder.set_adapter(0, AdapterWeights("d", output_scale={name: scale}))
         assert driver(drive, decoder, slots={0: 0}).step((0, ids(5))).isnan().all(), name
+
+
+def test_a_damaged_file_in_the_cache_is_compiled_again(tmp_path: Path, model_folder: Any) -> None:
+    """Loading a file whose end is missing is no error that could be caught: the process dies."""
+    folder, place = model_folder("qwen2"), {"LECTERN_CACHE": str(tmp_path)}
+    assert kernels_elsewhere(folder, tmp_path / "first.npy", **place) == "True"
+    (file,) = (tmp_path / "kernels").glob("*.so")
+    file.write_bytes(file.read_bytes()[:30_000])
+    assert kernels_elsewhere(folder, tmp_path / "second.npy", **place) == "True"
+    assert [path.name for path in (tmp_path / "kernels").iterdir()] == [file.name]
+    assert np.array_equal(np.load(tmp_path / "first.npy"), np.load(tmp_path / "second.npy"))
+
+
+FORKED = """
+import asyncio, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from framework.errors import ModelUnavailable
+from framework.messages import user
+from framework.models.base import GenerationParams, complete
+from framework.models.config import EngineConfig
+from framework.models.local_chat import LocalChat
+from framework.testing.tiny_chat import write_tiny_chat
+chat = LocalChat(write_tiny_chat(Path(sys.argv[2])), "small", config=EngineConfig(device="cpu"))
+ask = lambda: asyncio.run(complete(chat, [user("Hello")], params=GenerationParams(max_tokens=2)))
+ask()
+from framework.engine.kernels.decoder import KernelDecoder
+from framework.engine.architectures import spec_of
+from framework.engine.loader import Weights, read_config
+folder = Path(sys.argv[3])
+decoder = KernelDecoder(spec_of(read_config(folder)), Weights(folder), block_size=16)
+child = os.fork()
+if not child:
+    try:
+        ask()
+    except ModelUnavailable as error:
+        print(error, flush=True)
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+ask()
+print("goes on")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+def test_a_forked_child_is_told_and_ends_and_its_parent_goes_on(tmp_path: Path, model_folder: Any) -> None:
+    command = [sys.executable, "-c", FORKED, str(Path.cwd()), str(tmp_path / "model"), str(model_folder("llama"))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "small was loaded before this process was forked" in done.stdout
+    assert done.stdout.endswith("goes on\n")
