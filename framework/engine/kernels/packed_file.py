@@ -66,18 +66,18 @@ def read(path: Path) -> dict[str, torch.Tensor] | None:
     """The tensors of a file, mapped; None: it is not there, or damaged."""
     try:
         with path.open("rb") as file:
-            start = 8 + struct.unpack("<Q", file.read(8))[0]
-            header = json.loads(file.read(start - 8))
-            if path.stat().st_size != start + header["size"]:
-                return None
             mapped = mmap(file.fileno(), 0, access=ACCESS_COPY)
-    except (OSError, ValueError, struct.error, KeyError):
+        start = 8 + struct.unpack("<Q", mapped[:8])[0]
+        header = json.loads(mapped[8:start])
+        if len(mapped) != start + header["size"]:
+            return None
+        tensors = {}
+        for name, (dtype, shape, offset) in header["tensors"].items():
+            type_ = getattr(torch, dtype)
+            flat = torch.frombuffer(mapped, dtype=type_, count=math.prod(shape), offset=start + offset)
+            tensors[name] = flat.view(shape)
+    except (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, RuntimeError, OverflowError):
         return None
-    tensors = {}
-    for name, (dtype, shape, offset) in header["tensors"].items():
-        type_ = getattr(torch, dtype)
-        flat = torch.frombuffer(mapped, dtype=type_, count=math.prod(shape), offset=start + offset)
-        tensors[name] = flat.view(shape)
     return tensors
 
 

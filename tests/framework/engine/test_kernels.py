@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from framework.engine.architectures import spec_of
+from framework.engine.kernels import packed_file
 from framework.engine.kernels.decoder import KernelDecoder
 from framework.engine.loader import Weights, read_config
 from framework.engine.lora import AdapterWeights, LoraPair
@@ -221,6 +222,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from framework.engine.architectures import spec_of
 from framework.engine.forward import ForwardInputs
+from framework.engine.kernels import packed_file
 from framework.engine.kernels.decoder import KernelDecoder
 from framework.engine.loader import Weights, read_config
 folder = Path(sys.argv[1])
@@ -314,6 +316,7 @@ from framework.testing.tiny_chat import write_tiny_chat
 chat = LocalChat(write_tiny_chat(Path(sys.argv[2])), "small", config=EngineConfig(device="cpu"))
 ask = lambda: asyncio.run(complete(chat, [user("Hello")], params=GenerationParams(max_tokens=2)))
 ask()
+from framework.engine.kernels import packed_file
 from framework.engine.kernels.decoder import KernelDecoder
 from framework.engine.architectures import spec_of
 from framework.engine.loader import Weights, read_config
@@ -339,3 +342,24 @@ def test_a_forked_child_is_told_and_ends_and_its_parent_goes_on(tmp_path: Path, 
     assert done.returncode == 0, done.stderr
     assert "small was loaded before this process was forked" in done.stdout
     assert done.stdout.endswith("goes on\n")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:-1],
+        lambda data: b"\xff" * 8 + data[8:],
+        lambda data: data.replace(b'"tensors"', b'"sensors"'),
+        lambda data: data.replace(b"float32", b"float99"),
+    ],
+)
+def test_kept_weights_that_are_damaged_are_made_again(damage: Any, tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    packed_file.write(path, {"norm": torch.arange(5.0), "qkv": torch.ones(3, 2, dtype=torch.uint8)})
+    kept = packed_file.read(path)
+    assert kept is not None
+    assert torch.equal(kept["norm"], torch.arange(5.0))
+    del kept
+    path.write_bytes(damage(path.read_bytes()))
+    assert packed_file.read(path) is None
