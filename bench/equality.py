@@ -33,7 +33,7 @@ def run(quick: bool) -> list[Figure]:
     with tempfile.TemporaryDirectory() as name:
         adapters = [write_adapter(Path(name) / str(seed), seed) for seed in range(4)]
         roomy = engine(Options("float32", "float32", blocks=1500, adapter_slots=3))
-        small = engine(Options("float32", "float32", blocks=60))
+        small = engine(Options("float32", "float32", blocks=24))
         answers: dict[Sequence, list[SampledToken]] = {}
         at_any_time(roomy, 140 // share, chance, answers)
         with_beginnings(roomy, 60 // share, answers)
@@ -70,7 +70,7 @@ def at_any_time(
                 Request(tuple(next(given)), params, adapter=adapters[sent % len(adapters)], salt=str(sent % 3))
             )
             if chance.random() < 0.12:
-                of.step()
+                collect(of, answers)
                 of.cancel(sequence)
             else:
                 answers[sequence] = []

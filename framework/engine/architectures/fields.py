@@ -12,7 +12,7 @@ from framework.errors import ModelUnavailable
 Config = Mapping[str, Any]
 MOST = 2**31 - 1  # what the kernels count with
 MOST_LAYERS = 4096
-MOST_TOKENS = 2**22  # of a vocabulary; the sampler adds up that many weights
+MOST_TOKENS = 2**22  # of a vocabulary or a context: the sampler adds up that many weights, a table has that many rows
 SCALINGS = ("default", "linear", "llama3")  # kinds of rotary scaling that `rope_table` knows
 
 
@@ -80,7 +80,7 @@ def shapes(config: Config, *, kv_heads: int | None = None, head_dim: int | None 
         kv_heads=integer(config, "num_key_value_heads", kv_heads or heads),
         head_dim=integer(config, "head_dim", head_dim or hidden // heads),
         vocabulary=integer(config, "vocab_size", most=MOST_TOKENS),
-        context_length=integer(config, "max_position_embeddings", 2048),
+        context_length=integer(config, "max_position_embeddings", 2048, most=MOST_TOKENS),
         eps=number(config, "rms_norm_eps", 1e-6),
         rope=rope(config),
         tied=bool(config.get("tie_word_embeddings")),

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -44,7 +45,7 @@ def library() -> ctypes.CDLL | None:
         return None
     flags = (*FLAGS, "-DLECTERN_PORTABLE") if mode == "portable" else FLAGS
     try:
-        return _loaded(_built(compiler, flags, cache_dir() / "kernels"))
+        return _loaded(_built(shlex.split(compiler), flags, cache_dir() / "kernels"))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
         LOG.warning("The engine runs without its C++ kernels, %s failed: %s", compiler, said[-2000:])
@@ -52,17 +53,17 @@ def library() -> ctypes.CDLL | None:
 
 
 def find_compiler() -> str | None:
-    """What compiles the kernels here."""
+    """What compiles the kernels here: CXX, which may hold options too, or the first compiler that is found."""
     return os.environ.get("CXX") or next((path for name in COMPILERS if (path := shutil.which(name))), None)
 
 
-def _built(compiler: str, flags: tuple[str, ...], folder: Path) -> Path:
+def _built(compiler: list[str], flags: tuple[str, ...], folder: Path) -> Path:
     """The compiled file for these sources, flags, compiler and processor; compiled where it is missing or damaged.
 
     The second half of its name is the digest of what it holds.
     """
     here = Path(__file__).parent
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=SECONDS, check=True)
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=SECONDS, check=True)
     parts = [*((here / name).read_text(encoding="utf-8") for name in SOURCES), *flags, version.stdout, _processor()]
     stem = f"decoder-{_digest(chr(0).join(parts).encode())}"
     for target in folder.glob(f"{stem}-*.so"):
@@ -72,7 +73,7 @@ def _built(compiler: str, flags: tuple[str, ...], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=folder) as work:
         made = Path(work) / "decoder.so"
-        command = [compiler, *flags, str(here / SOURCES[0]), "-o", str(made)]
+        command = [*compiler, *flags, str(here / SOURCES[0]), "-o", str(made)]
         subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
         return made.replace(folder / f"{stem}-{_digest(made.read_bytes())}.so")
 

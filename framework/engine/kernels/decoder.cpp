@@ -4,6 +4,7 @@
 // Whatever is summed is summed in an order that depends on the row alone: batched equals alone, to the bit.
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -341,7 +342,14 @@ class Pass : public Round {
 
 extern "C" {
 
-void* lectern_open(int threads) { return new (std::nothrow) Session(threads); }
+// Null where the threads or the memory can't be had.
+void* lectern_open(int threads) {
+    try {
+        return new Session(threads);
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
 
 void lectern_close(void* session) { delete static_cast<Session*>(session); }
 

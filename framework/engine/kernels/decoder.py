@@ -86,6 +86,8 @@ class KernelDecoder:
         self._logits = torch.empty(0, 0)
         self._library = _checked_library()
         self._session = self._library.lectern_open(threads or cores())
+        if not self._session:
+            raise ModelUnavailable(f"{threads or cores()} threads can't be started.", hint="Set models.threads.")
         weakref.finalize(self, _close, self._library, self._session, os.getpid())
 
     @staticmethod

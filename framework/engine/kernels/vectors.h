@@ -42,15 +42,6 @@ inline F32 load(const int8_t* p) {
 
 inline F32 all(float x) { return F32{} + x; }
 
-inline float value(float x) { return x; }
-inline float value(Bf16 x) {
-    uint32_t bits = uint32_t(x.bits) << 16;
-    float v;
-    std::memcpy(&v, &bits, sizeof v);
-    return v;
-}
-inline float value(int8_t x) { return x; }
-
 inline Bf16 to_bf16(float x) {  // to nearest, ties to even; a NaN stays one
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
