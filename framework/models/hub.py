@@ -129,4 +129,9 @@ def _bar(progress: Report) -> type[tqdm]:
                 progress("downloading", int(self.n), int(self.total or 0))
             return drawn
 
+        def close(self) -> None:
+            if self._measures and not self.disable:  # the client also counts without calling `update`
+                progress("downloading", int(self.n), int(self.total or 0))
+            super().close()
+
     return Bar
