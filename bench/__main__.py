@@ -1,6 +1,6 @@
 """`python -m bench NAME`: run one benchmark, print its figures, exit with 1 where a goal is missed.
 
-A benchmark is a module of this folder with `run(quick) -> list[Figure]`.
+A benchmark is a module of this folder with `run(quick) -> list[Figure]`; some go by a number too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,10 @@ import sys
 from pathlib import Path
 
 THREADS = 2
+NUMBERS = {
+    **{"B1": "generate", "B2": "decode", "B3": "prefill", "B4": "prefix", "B5": "adapters", "B6": "adapters"},
+    **{"B7": "embed", "B10": "search", "B13": "index", "B15": "serving"},
+}
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = str(THREADS)  # before torch is imported anywhere
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -27,7 +31,7 @@ def names() -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure ours beside a peer, A B A B.")
-    parser.add_argument("name", choices=names())
+    parser.add_argument("name", choices=[*names(), *NUMBERS])
     parser.add_argument("--quick", action="store_true", help="a version of about a minute")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     arguments = parser.parse_args()
@@ -35,7 +39,7 @@ def main() -> int:
     from bench.harness import describe, environment
 
     print(environment(), flush=True)
-    figures = importlib.import_module(f"bench.{arguments.name}").run(arguments.quick)
+    figures = importlib.import_module(f"bench.{NUMBERS.get(arguments.name, arguments.name)}").run(arguments.quick)
     for figure in figures:
         print(describe(figure))
     if arguments.json:
