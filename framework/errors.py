@@ -97,7 +97,7 @@ class ModelUnavailable(OperatorError):
 
 
 class Busy(OperatorError):
-    """As many requests are waiting as may; the caller tries again later."""
+    """As many requests are here as may be; the caller tries again later."""
 
     status = 429
     code = "rate_limit_exceeded"

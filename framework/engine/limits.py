@@ -14,7 +14,7 @@ class EngineLimits:
     Attributes:
         max_sequences: running at once.
         max_tokens_per_step: computed in one forward pass; at least max_sequences.
-        max_waiting: requests that wait; one more is refused.
+        max_waiting: requests beyond max_sequences that may be here; one more is refused.
         block_size: tokens in a block of the key-value cache.
         blocks: blocks that there are.
         context_length: most tokens of a sequence, prompt and answer.

@@ -94,8 +94,11 @@ class Scheduler:
             Busy: as many wait as may.
         """
         self._accept(request)
-        if len(self.waiting) >= self.limits.max_waiting:
-            raise Busy(f"{len(self.waiting)} requests are waiting, which is as many as may.", hint="Try again later.")
+        if len(self.running) + len(self.waiting) >= self.limits.max_sequences + self.limits.max_waiting:
+            raise Busy(
+                f"{len(self.running)} requests run and {len(self.waiting)} wait, which is as many as may.",
+                hint="Try again later.",
+            )
         if request.adapter is not None and request.adapter.pinned is not None:
             self.slots.repin(request.adapter.pinned)
         sequence = Sequence(request)
@@ -180,7 +183,11 @@ class Scheduler:
         if request.params.max_tokens < 1:
             raise CallerError(f"max_tokens is {request.params.max_tokens}, and must be at least 1.", field="max_tokens")
         if request.adapter is not None and not limits.adapter_slots:
-            raise CallerError("This engine has no slots for adapters.", field="adapter")
+            raise CallerError(
+                "This engine has no slots for adapters.",
+                hint="Set adapter_slots in section [models.engine] to more than 0.",
+                field="adapter",
+            )
 
     def _grow(self) -> None:
         """Let every running sequence hold blocks for all its known tokens, the most urgent one first."""

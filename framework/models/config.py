@@ -56,7 +56,7 @@ class EngineConfig:
         max_sequences: requests that run at once.
         max_tokens_per_step: tokens of all of them that one step computes, at least one each; long prompts take
             several steps.
-        max_waiting: further requests that may wait; those beyond are refused.
+        max_waiting: further requests that may wait, beyond max_sequences; one more is refused.
         adapter_slots: adapters that are resident at once; 0: none can be used.
         adapter_memory_mb: host memory for adapters that are kept ready beside the resident ones.
         prefix_cache: keep keys and values of what was computed, for prompts that begin alike.

@@ -273,7 +273,8 @@ class EngineMachine(RuleBasedStateMachine):
         except CallerError:
             assert not 0 < len(asked.prompt) <= self.run.engine.limits.longest_prompt
         except Busy:
-            assert len(self.run.engine.scheduler.waiting) == self.run.engine.limits.max_waiting
+            scheduler, limits = self.run.engine.scheduler, self.run.engine.limits
+            assert len(scheduler.running) + len(scheduler.waiting) == limits.max_sequences + limits.max_waiting
         assert self.run.engine.blocks_used == used
         return None
 

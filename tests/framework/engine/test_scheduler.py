@@ -239,12 +239,14 @@ def test_an_empty_prompt_no_tokens_and_an_adapter_without_slots_are_refused() ->
 
 
 def test_a_full_queue_refuses() -> None:
-    of = scheduler(max_waiting=2)
-    of.add(request())
-    of.add(request())
-    with pytest.raises(Busy, match="2 requests are waiting"):
+    of = scheduler(max_sequences=2, max_waiting=1)
+    first, *_ = [of.add(request()) for _ in range(3)]  # two of them run with the next step, so one waits
+    with pytest.raises(Busy, match="0 requests run and 3 wait"):
         of.add(request())
     step(of)
+    with pytest.raises(Busy, match="2 requests run and 1 wait"):
+        of.add(request())
+    of.cancel(first)
     of.add(request())
 
 
