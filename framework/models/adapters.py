@@ -117,7 +117,9 @@ class AdapterStore:
         found = _find(table, name, tenant, base)
         if not found.active:
             raise Conflict(
-                f"The adapter {name!r} is deactivated.", hint=f"lectern adapters activate {name}", field="model"
+                f"The adapter {name!r} is deactivated.",
+                hint=f"`lectern adapters activate {name}` lets requests use it again.",
+                field="model",
             )
         pinned = frozenset(a.digest for a in table.adapters if a.pinned and a.active and a.base == base)
         return Adapter(found.digest, self._files(found.digest), pinned)
@@ -144,7 +146,7 @@ class AdapterStore:
                 if not overwrite:
                     raise Conflict(
                         f"There is an adapter {name!r} with other content already.",
-                        hint="Replace it on purpose, or choose another name.",
+                        hint='Replace it on purpose (--replace, over HTTP "replace": true), or choose another name.',
                         field="name",
                     )
                 made = replace(made, active=known.active, pinned=known.pinned)

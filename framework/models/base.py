@@ -114,6 +114,7 @@ class GenerationParams:
         _require(in_range, "temperature", self.temperature, "between 0 and 2")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         _require(self.logprobs is None or 0 <= self.logprobs <= 20, "logprobs", self.logprobs, "between 0 and 20")
+        _require(not isinstance(self.stop, str), "stop", self.stop, "a tuple of strings")  # not its characters
         _require(all(self.stop), "stop", self.stop, "strings that are not empty")
         _require(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", self.seed, "a signed 64-bit number")
         _require(0 <= self.top_k <= 2**31 - 1, "top_k", self.top_k, f"between 0 and {2**31 - 1}")

@@ -160,6 +160,9 @@ def _as_object(parameters: Any, field: str) -> dict[str, Any]:
 
 
 def _choice_grammar(choice: Choice, field: str) -> str:
+    given: object = choice.options
+    if isinstance(given, str):  # its characters would be the options
+        raise CallerError(f"The options of a choice are a tuple of strings, got {given!r}.", field=field)
     if not choice.options or not all(choice.options):
         raise CallerError("A choice needs at least one option, and none that is empty.", field=field)
     _bound(sum(map(len, choice.options)), field)
@@ -181,7 +184,7 @@ def _check_grammar(text: str, field: str) -> None:
         lines = [line.strip() for line in problem.splitlines() if line.strip() and not QUOTED.match(line)][:5]
         first = " ".join(lines).partition("failed to compile JSON schema: ")
         raise CallerError(
-            f"It can't be enforced while decoding: {(first[2] or first[0])[:300]}",
+            f"The constraint can't be enforced while decoding: {(first[2] or first[0])[:300]}",
             hint="Simplify it, or leave it out and check the answer.",
             field=field,
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from framework.engine.async_engine import AsyncEngine
 from framework.engine.statistics import Statistics
+from framework.errors import ModelUnavailable
 from framework.models.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -149,7 +150,13 @@ def make_engine(folder: Path, name: str, config: EngineConfig, threads: int | No
         threads=threads,
     )
     blocks = kv_blocks(decoder, config, _free_bytes(decoder.device))
-    decoder.allocate(blocks)
+    try:
+        decoder.allocate(blocks)
+    except (OSError, MemoryError, RuntimeError) as error:
+        raise ModelUnavailable(
+            f"{name} finds no memory for {blocks * decoder.block_bytes // MB} MB of keys and values: {error}",
+            hint="Set kv_memory_mb in section [models.engine] to less.",
+        ) from error
     limits = EngineLimits(
         max_sequences=config.max_sequences,
         max_tokens_per_step=config.max_tokens_per_step,

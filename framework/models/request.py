@@ -19,22 +19,14 @@ def check_request(
     """Refuse a request that no model could serve.
 
     Raises:
-        CallerError: no messages, an unknown role, a tool's reply that names no call, two tools of one name, a tool with
-            an enormous schema, a tool choice without that tool, or a constraint beside tools; `field` names which.
+        CallerError: no messages, one that is no `Message`, an unknown role, a tool's reply that names no call, two
+            tools of one name, a tool with an enormous schema, a tool choice without that tool, or a constraint beside
+            tools; `field` names which.
     """
     if not messages:
         raise CallerError("messages must not be empty.", field="messages")
     for place, message in enumerate(messages):
-        if message.role not in ROLES:
-            raise CallerError(
-                f"Unknown role {message.role!r}.",
-                hint=f"Use one of {', '.join(ROLES)}.",
-                field=f"messages.{place}.role",
-            )
-        if message.role == "tool" and message.tool_call_id is None:
-            raise CallerError(
-                "A tool's reply must name the call that it answers.", field=f"messages.{place}.tool_call_id"
-            )
+        _check_message(message, place)
     for place, tool in enumerate(tools):
         measure(tool.parameters, f"tools.{place}.function.parameters")
     names = [tool.name for tool in tools]
@@ -50,6 +42,23 @@ def check_request(
         raise CallerError("tool_choice requires a call, but no tools are given.", field="tool_choice")
     if constraint is not None and tools and tool_choice.mode != "none":
         raise CallerError("A constraint and tools exclude each other.", field="response_format")
+
+
+def _check_message(message: Message, place: int) -> None:
+    if not isinstance(message, Message):
+        raise CallerError(
+            f"messages are Message objects, got {type(message).__name__}.",
+            hint="framework.messages.user, system and assistant make them.",
+            field=f"messages.{place}",
+        )
+    if message.role not in ROLES:
+        raise CallerError(
+            f"Unknown role {message.role!r}.",
+            hint=f"Use one of {', '.join(ROLES)}.",
+            field=f"messages.{place}.role",
+        )
+    if message.role == "tool" and message.tool_call_id is None:
+        raise CallerError("A tool's reply must name the call that it answers.", field=f"messages.{place}.tool_call_id")
 
 
 def check_ids(params: GenerationParams, vocabulary: int) -> None:

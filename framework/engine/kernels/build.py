@@ -35,7 +35,7 @@ def library() -> ctypes.CDLL | None:
     Raises:
         ConfigError: LECTERN_KERNELS has another value.
     """
-    mode, compiler = os.environ.get("LECTERN_KERNELS", "on"), find_compiler()
+    mode, compiler = os.environ.get("LECTERN_KERNELS") or "on", find_compiler()
     if mode not in MODES:
         raise ConfigError(
             f"LECTERN_KERNELS is {mode!r}.", hint=f"Use one of {', '.join(MODES)}.", field="LECTERN_KERNELS"

@@ -259,6 +259,11 @@ def test_a_choice_is_one_of_its_options(vocabulary: Vocabulary, options: tuple[s
     assert {generate(vocabulary, grammar, seed, 30)[0] for seed in range(12)} <= set(options)
 
 
+def test_a_choice_s_options_are_not_the_characters_of_one_string() -> None:
+    with pytest.raises(CallerError, match="tuple of strings, got 'yes'"):
+        constraint_grammar(Choice("yes"))  # type: ignore[arg-type]  # a user's slip
+
+
 def test_a_regular_expression_is_matched_whole_and_its_classes_are_ascii(vocabulary: Vocabulary) -> None:
     grammar = constraint_grammar(Regex(r"^\d{2}/\w{3}\$$"))
     for seed in range(10):

@@ -28,7 +28,7 @@ NAN = float("nan")
         ("stop_ids", [frozenset({-1}), frozenset(range(MAX_IDS + 1))]),
         ("seed", [2**63, -(2**63) - 1]),
         ("logprobs", [-1, 21]),
-        ("stop", [("a", "")]),
+        ("stop", [("a", ""), "ab"]),
     ],
 )
 def test_a_value_out_of_range_is_named(field: str, values: list[Any]) -> None:

@@ -183,6 +183,27 @@ async def test_the_answer_ends_before_a_stop_string(tiny: LocalChat) -> None:
     assert done.finish_reason == "stop"
 
 
+@pytest.mark.parametrize("wrong", ["Hello", [{"role": "user", "content": "Hello"}]])
+async def test_what_is_no_message_is_refused_by_its_type(tiny: LocalChat, wrong: Any) -> None:
+    with pytest.raises(CallerError, match=r"Message objects, got (str|dict)") as refused:
+        await complete(tiny, wrong)
+    assert refused.value.field == "messages.0"
+
+
+async def test_keys_and_values_beyond_the_memory_say_what_to_set(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def allocate(*_: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("framework.engine.torch_decoder.TorchDecoder.allocate", allocate)
+    model = own(tiny_folder, kernels=False, kv_memory_mb=3)
+    with pytest.raises(ModelUnavailable, match=r"no memory for 3 MB of keys and values: .*Cannot allocate") as refused:
+        await complete(model, HELLO)
+    assert "kv_memory_mb" in str(refused.value.hint)
+    model.close()
+
+
 async def test_a_prompt_longer_than_the_context_is_refused_before_the_model_is_loaded(tiny_folder: Path) -> None:
     model = own(tiny_folder)
     long = [user("word " * CONTEXT)]

@@ -255,6 +255,7 @@ def test_the_portable_kernels_give_the_same_bits(tmp_path: Path, model_folder: A
 def test_without_a_compiler_they_are_not_available(tmp_path: Path, model_folder: Any) -> None:
     folder = model_folder("qwen2")
     assert kernels_elsewhere(folder, tmp_path / "x", LECTERN_KERNELS="off") == "False"
+    assert kernels_elsewhere(folder, tmp_path / "x", LECTERN_KERNELS="") == "True"  # empty is as unset
     assert kernels_elsewhere(folder, tmp_path / "x", CXX="/bin/false", LECTERN_CACHE=str(tmp_path)) == "False"
 
 
