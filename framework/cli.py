@@ -24,7 +24,7 @@ SUMMARIES = {
     "doctor": "Tell what is installed, found, reachable and shadowed.",
     "eval": "Measure retrieval and answers, with gates for CI.",
     "index": "Index files, or look at an index: status, verify.",
-    "models": "List, show and fetch models.",
+    "models": "List, show, fetch and quantize models.",
     "search": "Search a collection.",
     "serve": "Serve the OpenAI-compatible HTTP API.",
 }

@@ -24,7 +24,7 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group()
 def models() -> None:
-    """List, show and fetch models."""
+    """List, show, fetch and quantize models."""
 
 
 @models.command("list")
