@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from framework.engine import sampler
 from framework.engine.masks import Mask
 from framework.engine.sampler import SCALE, Sampler, draw_weights
 from framework.engine.sequence import Request, SampledToken, SamplingParams, Sequence
@@ -343,3 +344,18 @@ def test_uniforms_fill_the_interval_evenly() -> None:
     """A fixed seed's own sequence, so the bound holds or it does not."""
     drawn = np.sort([reference_uniform(seed, position) for seed in range(40) for position in range(50)])
     assert np.abs(drawn - (np.arange(2000) + 0.5) / 2000).max() < 0.03
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_looking_at_the_few_best_first_keeps_the_same_tokens(flat: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the border lies: within the few, beyond them, among equal ones."""
+    scores = torch.randn(20, 300, generator=torch.Generator().manual_seed(3)) * (0.01 if flat else 3.0)
+    scores[:, 50:90] = scores[:, 50:51]
+    choices = [(k, p) for k in (0, 1, 7, 60, 299) for p in (0.05, 0.5, 0.999, 1.0)]
+    params = [SamplingParams(max_tokens=1, temperature=1.0, top_k=k, top_p=p) for k, p in choices]
+    kept = []
+    for few in (8, 64, 10_000):
+        monkeypatch.setattr(sampler, "FEW", few)
+        kept.append(draw_weights(scores, params))
+    assert torch.equal(kept[0], kept[2])
+    assert torch.equal(kept[1], kept[2])
