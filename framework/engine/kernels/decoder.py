@@ -42,7 +42,7 @@ MOST_GROUP = 128
 
 
 class KernelDecoder:
-    """Weights in float32, bfloat16 or int8 (a scale per output channel; activations are rounded row by row).
+    """Weights in float32, bfloat16 or int8 (a scale per output channel; activations have one for 64 inputs of a row).
 
     Every sum has an order of its own that depends on the row alone, so a token's logits are the same to the bit
     whatever else is in the batch, however the prompt was cut, and wherever its blocks are.
