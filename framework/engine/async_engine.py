@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from framework.engine.sequence import Request, Sequence, Status
+from framework.engine.sequence import FinishReason, Request, Sequence, Status
 from framework.engine.statistics import Recorder, Statistics
 from framework.errors import LecternError, ModelUnavailable
 
@@ -44,7 +44,7 @@ class Engine(Protocol):
 
     def add(self, request: Request) -> Sequence: ...
 
-    def cancel(self, sequence: Sequence) -> None: ...
+    def cancel(self, sequence: Sequence, finish: FinishReason = ...) -> None: ...
 
     def pause(self, sequence: Sequence, paused: bool) -> None: ...
 
@@ -95,6 +95,8 @@ class AsyncEngine:
     async def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """The request's events, the last of them with its `finish`. Closing the iterator cancels the request.
 
+        After `satisfied(request)` closing it counts as a finished answer.
+
         Raises:
             ModelUnavailable: the engine can't be made, or was closed.
             CallerError: the request can't be served, or its grammar or adapter failed.
@@ -113,6 +115,13 @@ class AsyncEngine:
         finally:
             if not reader.ended:
                 self._order(partial(self._cancel, reader))
+
+    def satisfied(self, request: Request) -> None:
+        """Its reader has all that it wanted, such as the text up to a stop string, and will close the iterator."""
+        with self._news:
+            for reader in self._readers:
+                if reader.request is request:
+                    reader.finish = "stop"
 
     def check_process(self) -> None:
         """Refuse to work in a child that was forked: it has the engine's memory, but none of its threads.
@@ -263,7 +272,7 @@ class AsyncEngine:
         sequence = reader.sequence
         self._forget(reader)
         if sequence is not None and self._by_sequence.pop(sequence, None) is not None:
-            engine.cancel(sequence)
+            engine.cancel(sequence, reader.finish)
             self._recorder.ended(sequence, failed)
 
     def _resume(self, reader: _Reader, engine: Engine) -> None:
@@ -325,6 +334,7 @@ class _Reader:
         sequence: None until the engine has taken the request in.
         paused: the sequence is; written by the engine's thread.
         ended: the last event, or an error, was taken.
+        finish: how the sequence ends if the reader leaves.
     """
 
     def __init__(self, request: Request, limit: int) -> None:
@@ -334,6 +344,7 @@ class _Reader:
         self.sequence: Sequence | None = None
         self.paused = False
         self.ended = False
+        self.finish: FinishReason = "cancelled"
         self._limit = limit
         self._waiter: asyncio.Future[None] | None = None
 

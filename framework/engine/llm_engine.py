@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from framework.engine.adapter import Adapter
 from framework.engine.masks import Mask, MaskWorkers
 from framework.engine.scheduler import Batch, EngineLimits, Event, Scheduler
-from framework.engine.sequence import Request, SampledToken, Sequence
+from framework.engine.sequence import FinishReason, Request, SampledToken, Sequence
 
 if TYPE_CHECKING:
     import torch
@@ -82,9 +82,9 @@ class LLMEngine:
         """
         return self.scheduler.add(request)
 
-    def cancel(self, sequence: Sequence) -> None:
+    def cancel(self, sequence: Sequence, finish: FinishReason = "cancelled") -> None:
         """End a request now, wherever it is; no event follows."""
-        self.scheduler.cancel(sequence)
+        self.scheduler.cancel(sequence, finish)
 
     def pause(self, sequence: Sequence, paused: bool) -> None:
         """Stop computing a request while its reader is behind, or go on with it."""

@@ -105,10 +105,14 @@ class Scheduler:
         insort(self.waiting, sequence, key=_urgency)
         return sequence
 
-    def cancel(self, sequence: Sequence) -> None:
-        """End a sequence at once, at any moment; no event follows. What has ended already stays as it is."""
+    def cancel(self, sequence: Sequence, finish: FinishReason = "cancelled") -> None:
+        """End a sequence at once, at any moment; no event follows. What has ended already stays as it is.
+
+        Args:
+            finish: "stop" where its reader has all that it wanted.
+        """
         if sequence.status is not Status.FINISHED:
-            self._end(sequence, "cancelled")
+            self._end(sequence, finish)
 
     def pause(self, sequence: Sequence, paused: bool) -> None:
         """Don't schedule a sequence until it is resumed; others may take its blocks meanwhile."""

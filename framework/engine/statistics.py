@@ -41,7 +41,7 @@ class Figures:
 
     Attributes:
         finished: ended by themselves or by their limit.
-        cancelled: left by their reader, which a stop string does too.
+        cancelled: left by their reader before their end.
         failed: ended by an error.
         prompt_tokens, cached_tokens, generated_tokens: of all these; cached ones are those of prompts whose keys and
             values were there already.

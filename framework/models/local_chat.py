@@ -135,6 +135,7 @@ class LocalChat:
                 for delta in answer.read(event):
                     yield delta
                 if answer.writer.stopped:
+                    self._lease.engine.satisfied(answer.request)
                     break
         for delta in answer.end():
             yield delta

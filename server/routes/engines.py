@@ -25,7 +25,7 @@ class FiguresBody(BaseModel):
     """Requests that ended since the engine was made."""
 
     finished: int
-    cancelled: int = Field(description="Left by their reader, which a stop string does too.")
+    cancelled: int = Field(description="Left by their reader before their end.")
     failed: int
     prompt_tokens: int
     cached_tokens: int = Field(description="Tokens of prompts whose keys and values were there already.")

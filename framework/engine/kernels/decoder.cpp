@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "attention.h"
@@ -242,22 +243,23 @@ class Pass : public Round {
         if (linear.type == INT8) quantize(inputs, row, linear.in);
     }
 
+    // The part that sixteen columns belong to, and their place in it. Interleaved parts take turns, half a panel each.
+    static std::pair<int, int> place(const Linear& linear, int panel, int i) {
+        if (linear.interleaved) return {i >= PANEL / 2, panel * PANEL / 2 + i % (PANEL / 2)};
+        int part = 0, column = panel * PANEL + i;
+        while (part + 1 < linear.parts && column >= linear.first[part + 1]) part++;
+        return {part, column - linear.first[part]};
+    }
+
     void adapt(const Linear& linear, const Change* changes, int row, int panel, float* values) const {
         for (int i = 0; i < PANEL; i += LANES) {
-            int part = 0, column = panel * PANEL + i;
-            if (linear.interleaved) {  // two parts take turns, half a panel each
-                part = i >= PANEL / 2;
-                column = panel * PANEL / 2 + i % (PANEL / 2);
-            } else {
-                while (part + 1 < linear.parts && column >= linear.first[part + 1]) part++;
-                column -= linear.first[part];
-            }
+            auto [part, column] = place(linear, panel, i);
             const Change& change = changes[linear.names[part]];
             if (column >= change.columns) continue;
             if (change.rank && m.adapter_type == FLOAT32)
-                expand(narrow_of(row, part), static_cast<const float*>(change.b) + column, change.rank, change.columns, values + i);
+                expand(narrow_of(row, part), static_cast<const float*>(change.b), change.rank, column, values + i);
             else if (change.rank)
-                expand(narrow_of(row, part), static_cast<const Bf16*>(change.b) + column, change.rank, change.columns, values + i);
+                expand(narrow_of(row, part), static_cast<const Bf16*>(change.b), change.rank, column, values + i);
             if (change.output_scale) store(values + i, load(values + i) * load(change.output_scale + column));
         }
     }

@@ -20,6 +20,7 @@ from framework.engine.kernels.build import library
 from framework.engine.kernels.packing import FUSED, HEAD_NORMS, NORMS, input_width, pack, rounded_up
 from framework.engine.kernels.structures import (
     BFLOAT16,
+    CHUNK,
     FLOAT32,
     INT8,
     PANEL,
@@ -215,7 +216,7 @@ class KernelDecoder:
     def _change(self, change: Change, name: str, weights: AdapterWeights, kept: list[torch.Tensor]) -> None:
         """One layer's part of an adapter, with zeros where the kernels compute more columns than the layer has."""
         outputs, inputs = self.linears[name]
-        columns = rounded_up(outputs, LANES)
+        columns = rounded_up(outputs, CHUNK)
         width = input_width(name, inputs)
         dtype = torch.bfloat16 if self.dtype == "int8" else torch.float32
 
@@ -226,8 +227,9 @@ class KernelDecoder:
         change.columns = columns
         pair = weights.lora.get(name)
         if pair is not None:
-            change.rank = pair.a.shape[0]
-            change.a, change.b = pointer(pair.a, width, dtype), pointer(pair.b.T, columns, dtype)
+            change.rank, change.a = len(pair.a), pointer(pair.a, width, dtype)
+            wide = torch.nn.functional.pad(pair.b, (0, 0, 0, columns - outputs))
+            change.b = pointer(wide.view(-1, CHUNK, len(pair.a)).transpose(1, 2), CHUNK, dtype)
         if name in weights.input_scale:
             change.input_scale = pointer(weights.input_scale[name], width)
         if name in weights.output_scale:

@@ -136,20 +136,30 @@ void multiply(const Linear& linear, const Inputs& inputs, int rows, int panel, c
     }
 }
 
+template <class A, int N>
+void products(const float* x, int in, const A* a, float* narrow) {
+    F32 acc[N] = {};
+    for (int i = 0; i < in; i += LANES) {
+        F32 values = load(x + i);
+#pragma GCC unroll 4
+        for (int n = 0; n < N; n++) acc[n] += values * load(a + size_t(n) * in + i);
+    }
+    for (int n = 0; n < N; n++) narrow[n] = sum(acc[n]);
+}
+
 // x @ a.T: the narrow side of a low-rank update.
 template <class A>
 void shrink(const float* x, int in, const A* a, int rank, float* narrow) {
-    for (int j = 0; j < rank; j++, a += in) {
-        F32 acc = {};
-        for (int i = 0; i < in; i += LANES) acc += load(x + i) * load(a + i);
-        narrow[j] = sum(acc);
-    }
+    int j = 0;
+    for (; j + 4 <= rank; j += 4) products<A, 4>(x, in, a + size_t(j) * in, narrow + j);
+    for (; j < rank; j++) products<A, 1>(x, in, a + size_t(j) * in, narrow + j);
 }
 
-// values += narrow @ b, for sixteen columns.
+// values += narrow @ b, for sixteen columns from `column` on.
 template <class B>
-void expand(const float* narrow, const B* b, int rank, int columns, float* values) {
+void expand(const float* narrow, const B* b, int rank, int column, float* values) {
+    b += size_t(column / CHUNK) * rank * CHUNK + column % CHUNK;
     F32 acc = {};
-    for (int j = 0; j < rank; j++) acc += load(b + size_t(j) * columns) * narrow[j];
+    for (int j = 0; j < rank; j++) acc += load(b + j * CHUNK) * narrow[j];
     store(values, load(values) + acc);
 }

@@ -5,6 +5,7 @@
 
 enum WeightType : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2 };
 
+constexpr int CHUNK = 32;  // columns of an adapter's wide side that lie together
 constexpr int PANEL = 64;  // output columns that are computed together; weights are packed panel by panel
 
 // One or several layers over the same input: q, k and v; gate and up.
@@ -30,9 +31,9 @@ struct Layer {
 
 // One adapter's change of one linear layer.
 struct Change {
-    const void *a, *b;  // [rank][in], [rank][columns], of the type Model::adapter_type
+    const void *a, *b;  // [rank][in], [columns / CHUNK][rank][CHUNK], of the type Model::adapter_type
     const float *input_scale, *output_scale;
-    int32_t rank, columns;  // columns: a multiple of 16, the layer's own width or a little more
+    int32_t rank, columns;  // columns: a multiple of CHUNK, the layer's own width or a little more
 };
 
 struct Model {

@@ -7,7 +7,7 @@ from ctypes import c_float, c_int32, c_void_p
 from typing import ClassVar
 
 FLOAT32, BFLOAT16, INT8 = 0, 1, 2
-PANEL = 64
+PANEL, CHUNK = 64, 32
 
 
 class Linear(ctypes.Structure):

@@ -254,6 +254,14 @@ async def settled(model: LocalChat) -> Statistics:
     return model._lease.engine.statistics()
 
 
+async def test_an_answer_that_a_stop_string_ends_is_finished_not_cancelled(tiny: LocalChat) -> None:
+    whole = (await complete(tiny, HELLO, params=GenerationParams(max_tokens=30))).message.content
+    before = (await settled(tiny)).total
+    await complete(tiny, HELLO, params=GenerationParams(max_tokens=30, stop=(whole[3:5],)))
+    after = (await settled(tiny)).total
+    assert (after.finished - before.finished, after.cancelled - before.cancelled) == (2, 0)  # `settled` asks too
+
+
 @pytest.mark.parametrize("how", ["close", "cancel", "leave"])
 async def test_an_answer_whose_reader_goes_leaves_nothing_behind(tiny: LocalChat, how: str) -> None:
     before, tasks = (await settled(tiny)).total.cancelled, len(asyncio.all_tasks())
