@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from framework.engine.adapter import Adapter
 
 RANK, ROWS, PROMPT = 8, 16, 32
+USUAL = ("q_proj", "v_proj")  # what PEFT changes in a Llama unless told otherwise
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def write_adapter(to: Path, seed: int) -> Adapter:
-    """A LoRA adapter on every linear layer with random weights, as PEFT writes it."""
+def write_adapter(to: Path, seed: int, targets: tuple[str, ...] = TARGETS) -> Adapter:
+    """A LoRA adapter on these linear layers of each block with random weights, as PEFT writes it."""
     import torch
     from safetensors.torch import save_file
 
@@ -36,13 +37,15 @@ def write_adapter(to: Path, seed: int) -> Adapter:
     tensors = {}
     for layer in range(spec.layers):
         for name, (out, into) in spec.linears.items():
+            if name.rpartition(".")[2] not in targets:
+                continue
             prefix = f"base_model.model.model.layers.{layer}.{name}"
             tensors[f"{prefix}.lora_A.weight"] = torch.randn(RANK, into) / into**0.5
             tensors[f"{prefix}.lora_B.weight"] = torch.randn(out, RANK) * 0.02
     to.mkdir()
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 2 * RANK,
-        "target_modules": list(TARGETS), "lora_dropout": 0.0, "bias": "none", "base_model_name_or_path": str(folder()),
+        "target_modules": list(targets), "lora_dropout": 0.0, "bias": "none", "base_model_name_or_path": str(folder()),
     }  # fmt: skip
     (to / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
     save_file(tensors, to / "adapter_model.safetensors")
@@ -51,8 +54,14 @@ def write_adapter(to: Path, seed: int) -> Adapter:
 
 def run(quick: bool) -> list[Figure]:
     with tempfile.TemporaryDirectory() as name:
-        adapters = [write_adapter(Path(name) / str(seed), seed) for seed in range(40 if quick else 200)]
-        return [*mixed(adapters[:ROWS], quick), *crowded(adapters, quick)]
+        adapters = [write_adapter(Path(name) / str(seed), seed) for seed in range(50 if quick else 200)]
+        usual = [write_adapter(Path(name) / f"usual {seed}", seed, USUAL) for seed in range(ROWS)]
+        return [
+            *mixed(adapters[:ROWS], quick),
+            *beside_none(usual, quick),
+            fifty(adapters[:50]),
+            *crowded(adapters, quick),
+        ]
 
 
 def mixed(adapters: Sequence[Adapter], quick: bool) -> list[Figure]:
@@ -98,6 +107,25 @@ def mixed(adapters: Sequence[Adapter], quick: bool) -> list[Figure]:
     return figures
 
 
+def beside_none(adapters: Sequence[Adapter], quick: bool) -> list[Figure]:
+    """B5 with adapters on queries and values only."""
+    given, steps = prompts([PROMPT] * ROWS), 24 if quick else 64
+    ours = engine(Options(adapter_slots=ROWS))
+
+    def rate(users: Sequence[Adapter]) -> float:
+        started = time.perf_counter()
+        answers(ours, given, [steps] * ROWS, users)
+        return steps * ROWS / (time.perf_counter() - started)
+
+    figures = []
+    for count in (1, 4, 16):
+        users = [adapters[row % count] for row in range(ROWS)]
+        rates = alternate(lambda users=users: rate(users), lambda: rate(()), 4 if quick else 8)
+        title = f"B5 {ROWS} requests over {count} adapters on queries and values, int8"
+        figures.append(Figure(title, rates[0], "tokens/s", rates[1], "no adapter", goal=0.85))
+    return figures
+
+
 def peft_model(adapters: Sequence[Adapter]) -> Any:
     import torch
     from peft import PeftModel
@@ -121,6 +149,16 @@ def peft_answers(model: Any, given: list[list[int]], names: list[str], tokens: i
             min_new_tokens=tokens, do_sample=False,
         )  # fmt: skip
     return made[:, ids.shape[1] :].tolist()
+
+
+def fifty(adapters: Sequence[Adapter]) -> Figure:
+    """50 adapters of every layer at once, each with the tokens that it gives alone."""
+    given = prompts([PROMPT] * 50)
+    ours = engine(Options(adapter_slots=50))
+    alone = [answers(ours, [prompt], [12], [user])[0] for prompt, user in zip(given, adapters, strict=True)]
+    started = time.perf_counter()
+    assert answers(ours, given, [12] * 50, adapters) == alone, "50 adapters at once differ from each alone"
+    return Figure("50 adapters at once, each as alone", Spread((600 / (time.perf_counter() - started),)), "tokens/s")
 
 
 def crowded(adapters: Sequence[Adapter], quick: bool) -> list[Figure]:

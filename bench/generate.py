@@ -23,7 +23,7 @@ def run(quick: bool) -> list[Figure]:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     torch.set_num_threads(2)
-    given, counts = requests(12 if quick else 32)
+    given, counts = requests(32)
     total = sum(counts)
     model = AutoModelForCausalLM.from_pretrained(folder(), dtype=torch.float32).eval()
     model.generation_config = GenerationConfig()
