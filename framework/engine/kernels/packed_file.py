@@ -6,9 +6,12 @@ import hashlib
 import json
 import logging
 import math
+import os
 import struct
 import tempfile
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from framework.engine.loader import Weights
 VERSION = 1  # of the order that packing.py makes
 ALIGNMENT = 64
 LEAST = 16 << 20  # bytes; fewer are made as fast as they are read
+FORGOTTEN = 30 * 24 * 3600  # seconds without a start after which a file is removed
 LOG = logging.getLogger("lectern.engine")
 
 
@@ -35,7 +39,7 @@ def cached_place(weights: Weights, dtype: str) -> Path:
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Keep tensors in a file, in place of what was kept for earlier states of the same folder.
+    """Keep tensors in a file, in place of what was kept for earlier states of the same folder, or long not used.
 
     A disk that is full or a folder that can't be written to only costs time at the next start, and is logged.
     """
@@ -54,10 +58,13 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
                 for tensor in tensors.values():
                     file.write(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
                     file.write(bytes(-tensor.nbytes % ALIGNMENT))
+                file.flush()
+                os.fsync(file.fileno())
             made.replace(path)
-        for earlier in path.parent.glob(path.name.rpartition("-")[0] + "-*.bin"):
-            if earlier != path:
-                earlier.unlink(missing_ok=True)
+        for other in path.parent.glob("weights-*.bin"):
+            of_this_folder = other.name.startswith(path.name.rpartition("-")[0])
+            if other != path and (of_this_folder or time.time() - other.stat().st_mtime > FORGOTTEN):
+                other.unlink(missing_ok=True)
     except OSError as error:
         LOG.warning("Packed weights can't be kept in %s: %s", path, error)
 
@@ -86,6 +93,8 @@ def packed(weights: Weights, dtype: str, make: Callable[[], dict[str, torch.Tens
     path = cached_place(weights, dtype)
     found = read(path)
     if found is not None:
+        with suppress(OSError):  # a cache that can't be written to
+            os.utime(path)
         return found
     made = make()
     if sum(tensor.nbytes for tensor in made.values()) < LEAST:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -222,7 +223,6 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from framework.engine.architectures import spec_of
 from framework.engine.forward import ForwardInputs
-from framework.engine.kernels import packed_file
 from framework.engine.kernels.decoder import KernelDecoder
 from framework.engine.loader import Weights, read_config
 folder = Path(sys.argv[1])
@@ -317,7 +317,6 @@ from framework.testing.tiny_chat import write_tiny_chat
 chat = LocalChat(write_tiny_chat(Path(sys.argv[2])), "small", config=EngineConfig(device="cpu"))
 ask = lambda: asyncio.run(complete(chat, [user("Hello")], params=GenerationParams(max_tokens=2)))
 ask()
-from framework.engine.kernels import packed_file
 from framework.engine.kernels.decoder import KernelDecoder
 from framework.engine.architectures import spec_of
 from framework.engine.loader import Weights, read_config
@@ -364,3 +363,27 @@ def test_kept_weights_that_are_damaged_are_made_again(damage: Any, tmp_path: Pat
     del kept
     path.write_bytes(damage(path.read_bytes()))
     assert packed_file.read(path) is None
+
+
+def test_rounded_weights_are_kept_for_the_next_start_and_old_ones_removed(
+    tmp_path: Path, model_folder: Any, drive: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(model_folder("qwen2"), tmp_path / "model")
+    fresh = driver(drive, load(folder, "int8")).step((0, ids(20)))
+    monkeypatch.setattr(packed_file, "LEAST", 0)
+    monkeypatch.setenv("LECTERN_CACHE", str(tmp_path / "cache"))
+    kept = tmp_path / "cache" / "kernels"
+    kept.mkdir(parents=True)
+    forgotten, recent = kept / "weights-a-b.bin", kept / "weights-c-d.bin"
+    for path in (forgotten, recent):
+        path.write_bytes(b"")
+    os.utime(forgotten, (0, 0))
+    for _ in range(2):  # made, then mapped
+        assert torch.equal(driver(drive, load(folder, "int8")).step((0, ids(20))), fresh)
+    files = set(kept.iterdir())
+    assert recent in files
+    assert forgotten not in files
+    (folder / "generation_config.json").write_text("{}")  # another state of the folder
+    load(folder, "int8")
+    assert len(set(kept.iterdir()) - files) == 1
+    assert len(set(kept.iterdir())) == len(files)
