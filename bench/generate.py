@@ -63,9 +63,13 @@ def run(quick: bool) -> list[Figure]:
     spreads = {name: Spread(tuple(values)) for name, values in rates.items()}
     return [
         Figure(
-            f"B1 {len(given)} requests, {name}", spreads[name], "tokens/s", spreads[peer], peer,
+            f"B1 {len(given)} requests, {name}",
+            spreads[name],
+            "tokens/s",
+            spreads[peer],
+            peer,
             goal=goal if name == "int8" else None,
-        )  # fmt: skip
+        )
         for name in names
         for peer, goal in (("one by one", 15.0), ("generate_batch", 10.0))
     ]
