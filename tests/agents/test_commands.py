@@ -172,7 +172,9 @@ def test_chat_answers_remembers_and_survives_ctrl_c(terminal: Terminal, tmp_path
     terminal.expect("HANG")
     terminal.type("\x03")
     terminal.expect("Stopped.\n> ")
-    terminal.type("half a line\x03")
+    terminal.type("half a line")
+    terminal.expect("half a line")  # until it reads, it would see Ctrl-C with the next key only
+    terminal.type("\x03")
     terminal.expect("> ")
     terminal.type("Are you there?\n")
     terminal.expect("I am back.\n\n> ")

@@ -161,6 +161,7 @@ def _loaded(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    bars = logging.is_progress_bar_enabled()  # the hub's downloads obey the same switch
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         return AutoModelForCausalLM.from_pretrained(
@@ -176,6 +177,9 @@ def _loaded(folder: Path, dtype: torch.dtype) -> Any:
             f"transformers can't load {folder}: {str(error)[:300]}",
             hint="Served are causal language models that transformers knows without code of the folder's own.",
         ) from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _context_length(config: Any) -> int:

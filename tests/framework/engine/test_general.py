@@ -166,3 +166,14 @@ def test_eight_bit_weights_are_refused_by_name(model_folder: Any) -> None:
 def test_what_transformers_computes_can_not_be_promised_to_be_deterministic(model_folder: Any) -> None:
     with pytest.raises(ModelUnavailable, match="deterministic"):
         load(model_folder("gpt2"), deterministic=True)
+
+
+def test_loading_leaves_the_progress_bars_of_downloads_as_they_were(model_folder: Any) -> None:
+    from transformers.utils import logging
+
+    for switch in (logging.enable_progress_bar, logging.disable_progress_bar):
+        switch()  # type: ignore[no-untyped-call]
+        before = logging.is_progress_bar_enabled()
+        load(model_folder("gpt2"))
+        assert logging.is_progress_bar_enabled() == before
+    logging.enable_progress_bar()  # type: ignore[no-untyped-call]
