@@ -6,7 +6,6 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable
 
 from framework.engine.adapter import Adapter
-from framework.errors import Conflict
 
 
 class AdapterSlots:
@@ -33,23 +32,6 @@ class AdapterSlots:
     @property
     def pinned(self) -> frozenset[str]:
         return frozenset(self._pinned)
-
-    def pin(self, digest: str) -> None:
-        """Never evict this adapter once it is resident.
-
-        Raises:
-            Conflict: no slot would be left for the others.
-        """
-        if digest not in self._pinned and len(self._pinned) + 1 >= len(self._users):
-            raise Conflict(
-                f"{len(self._pinned)} adapters are pinned in {len(self._users)} slots; one slot must stay free to use.",
-                hint="Unpin one, or allow more slots.",
-                field="adapter",
-            )
-        self._pinned.add(digest)
-
-    def unpin(self, digest: str) -> None:
-        self._pinned.discard(digest)
 
     def repin(self, digests: Collection[str]) -> None:
         """Pin these and no others. If they are too many, so that no slot would be left, some of them are not."""

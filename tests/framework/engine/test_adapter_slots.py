@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from framework.engine.adapter import Adapter
 from framework.engine.adapter_slots import AdapterSlots
-from framework.errors import Conflict
 
 
 def adapter(digest: str) -> Adapter:
@@ -51,20 +48,17 @@ def test_one_in_use_is_never_evicted() -> None:
 
 def test_a_pinned_one_is_never_evicted() -> None:
     slots = AdapterSlots(2)
-    slots.pin("a")
+    slots.repin({"a"})
     used_once(slots, "a", "b", "c", "d")
     assert slots.resident == ("a", "d")
-    slots.unpin("a")
+    slots.repin(())
     used_once(slots, "e")
     assert slots.resident == ("d", "e")
 
 
 def test_one_slot_always_stays_unpinned() -> None:
     slots = AdapterSlots(2)
-    slots.pin("a")
-    slots.pin("a")
-    with pytest.raises(Conflict, match="1 adapters are pinned in 2 slots"):
-        slots.pin("b")
+    slots.repin({"b", "a"})
     assert slots.pinned == {"a"}
 
 

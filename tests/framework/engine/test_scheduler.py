@@ -421,7 +421,7 @@ def test_one_whose_adapter_finds_no_slot_is_passed_over_but_not_for_ever() -> No
 
 def test_a_pinned_adapter_stays_while_others_take_turns() -> None:
     of = scheduler(adapter_slots=2)
-    of.slots.pin("a")
+    of.slots.repin({"a"})
     loaded = []
     for digest in "abcdabca":
         of.add(request(2, 1, adapter=adapter(digest)))
