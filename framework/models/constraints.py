@@ -272,6 +272,11 @@ class Matcher:
         """Tokens, about, that closing what is open takes; 0: nothing needs closing."""
         return int(RESERVE + self._value * (self._open.depth + 1)) if self.grammar.largest else 0
 
+    @property
+    def nested(self) -> int:
+        """How many of those are for what is open within the outermost object or array."""
+        return int(self._value * max(self._open.depth - 1, 0))
+
     def allowed(self) -> NDArray[np.bool_]:
         """Mask of shape (vocabulary size,): the tokens that may come next, ends of the answer among them.
 

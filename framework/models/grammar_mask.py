@@ -53,7 +53,8 @@ class GrammarMask:
 
     def accept(self, token: int, logits: Callable[[], NDArray[np.float32]]) -> int:
         """Take the token, or where the budget nears its end the most probable one that closes what is open."""
-        if self.left <= min(self.matcher.needed, self._half):
+        nested = self.matcher.nested  # what the answer itself has opened has to be closed, whatever the budget
+        if self.left <= min(self.matcher.needed - nested, self._half) + nested:
             closing = self.matcher.vocabulary.closing(self.allowed())
             if not closing[token]:
                 token, self.cut = int(np.argmax(np.where(closing, logits(), -np.inf))), True

@@ -76,7 +76,7 @@ def written_plainly(vocabulary: Vocabulary, grammar: Grammar, budget: int, seed:
         logits = logits_of(vocabulary, seed, len(tokens)).numpy()
         allowed = walk.allowed()
         wanted = allowed
-        if budget - len(tokens) <= min(walk.needed, budget // 2):
+        if budget - len(tokens) <= min(walk.needed - walk.nested, budget // 2) + walk.nested:
             wanted = vocabulary.closing(allowed)
         take(int(np.argmax(np.where(wanted, logits, -np.inf))))
         if tokens[-1] != END and not walk.finished:
