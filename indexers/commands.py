@@ -177,6 +177,7 @@ def remove_document(collection: str, document_id: str) -> None:
 @collection_option
 @click.option("-k", type=int, help="How many hits.")
 @click.option("--mode", type=click.Choice(["hybrid", "dense", "lexical"]), help="How to rank.")
+@click.option("--rerank/--no-rerank", default=None, help="Let a model read the best hits and order them anew.")
 @click.option("--mmr", type=float, metavar="0..1", help="Diversity: 1 is pure relevance, 0 pure diversity.")
 @click.option("--filter", "filters", multiple=True, metavar="KEY=VALUE", help="Only documents with this; repeatable.")
 @json_option
@@ -185,6 +186,7 @@ def search(
     collection: str,
     k: int | None,
     mode: Any,
+    rerank: bool | None,
     mmr: float | None,
     filters: tuple[str, ...],
     as_json: bool,
@@ -197,7 +199,8 @@ def search(
 
     with open_library() as library:
         retriever = library.retriever(collection)
-        found = run_sync(retriever.search(query, k=k, mode=mode, mmr=mmr, filter=parse_filter(filters)))
+        chosen = parse_filter(filters)
+        found = run_sync(retriever.search(query, k=k, mode=mode, mmr=mmr, filter=chosen, rerank=rerank))
     if as_json:
         print_json(found)
     else:

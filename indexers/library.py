@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from framework.config import Settings
 from framework.documents import Document
 from framework.errors import CallerError, Conflict, NotFound, StoreCorrupt
-from framework.models.base import Embedder
+from framework.models.base import Embedder, Reranker
 from framework.retrieval.bm25 import VERSION
 from framework.retrieval.checks import check_name
 from framework.retrieval.config import SearchConfig
@@ -83,6 +83,7 @@ class Library:
         self.manifest = Manifest(home / MANIFEST)
         self._settings = settings
         self._embedder = embedder
+        self._rerankers: list[Reranker] = []  # one, once it is loaded; views for other tenants share the list
         self._loading = threading.Lock()
         self._running: set[tuple[str, str]] = set()
 
@@ -120,6 +121,18 @@ class Library:
                 self._embedder = load_embedder(None, models)
             return self._embedder
 
+    def reranker(self) -> Reranker:
+        """The model that reranks, loaded by the first call."""
+        self.manifest.check_open()
+        with self._loading:
+            if not self._rerankers:
+                from framework.models.config import ModelsConfig
+                from framework.models.rerankers import load_reranker
+
+                models = self._settings.section("models", ModelsConfig) if self._settings else ModelsConfig()
+                self._rerankers.append(load_reranker(None, models))
+            return self._rerankers[0]
+
     @property
     def corpus(self) -> Corpus:
         """The stored documents, for checking hits and citations."""
@@ -138,7 +151,8 @@ class Library:
         self._check_stored(self.manifest.collection(self.tenant, collection))
         if config is None and self._settings is not None:
             config = self._settings.section("search", SearchConfig)
-        return Retriever(self.store, self.corpus, self.embedder, self.tenant, collection, config or SearchConfig())
+        config = config or SearchConfig()
+        return Retriever(self.store, self.corpus, self.embedder, self.tenant, collection, config, self.reranker)
 
     # Indexing
 

@@ -252,6 +252,7 @@ class RemoteRetriever:
         mode: Mode | None = None,
         mmr: float | None = None,
         filter: Filter | None = None,
+        rerank: bool | None = None,
     ) -> SearchResult:
         arguments = {
             "query": query,
@@ -261,6 +262,7 @@ class RemoteRetriever:
             "mode": mode,
             "mmr": mmr,
             "filter": filter_to_wire(filter) if filter is not None else None,
+            "rerank": rerank,
         }
         return await asyncio.to_thread(self._library.call, "search", arguments, SearchResult)
 
@@ -295,11 +297,12 @@ def _operations(library: Library, progress: OnProgress | None) -> dict[str, Call
         mode: Mode | None = None,
         mmr: float | None = None,
         filter: Any = None,
+        rerank: bool | None = None,
     ) -> SearchResult:
         chosen = _adapter(SearchConfig).validate_python(config) if config is not None else None
         wanted = filter_from_wire(filter) if filter is not None else None
         retriever = library.retriever(collection, chosen)
-        return run_sync(retriever.search(query, k=k, mode=mode, mmr=mmr, filter=wanted))
+        return run_sync(retriever.search(query, k=k, mode=mode, mmr=mmr, filter=wanted, rerank=rerank))
 
     def index_documents(documents: Any, collection: str, rebuild: bool = False) -> IndexReport:
         given = _adapter(list[Document]).validate_python(documents)

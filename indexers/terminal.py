@@ -167,7 +167,8 @@ def print_hits(query: str, result: SearchResult) -> None:
     for notice in result.notices:
         click.echo(notice, err=True)
     found = "1 hit" if len(result.hits) == 1 else f"{len(result.hits)} hits"
-    click.echo(click.style(f"{found}, {result.mode}, {result.seconds * 1000:.0f} ms", dim=True), err=True)
+    read = f", {result.reranked} reranked" if result.reranked else ""
+    click.echo(click.style(f"{found}, {result.mode}{read}, {result.seconds * 1000:.0f} ms", dim=True), err=True)
 
 
 def _headings(hit: Hit) -> list[str]:

@@ -63,26 +63,43 @@ class BertEncoder:
         self._weights = {bert_layout.plain_name(name): tensor for name, tensor in weights.items()}
         bert_layout.check(config, {name: tensor.shape for name, tensor in self._weights.items()})
         self._words = self._tensor("embeddings.word_embeddings.weight")
-        # One segment only, so its vector is a constant of each position.
-        segment = self._tensor("embeddings.token_type_embeddings.weight")[0]
-        self._positions = self._tensor("embeddings.position_embeddings.weight") + segment
+        # A single text has one segment only, so its vector is a constant of each position.
+        segments = self._tensor("embeddings.token_type_embeddings.weight")
+        self._positions = self._tensor("embeddings.position_embeddings.weight") + segments[0]
+        self._second = segments[1] - segments[0] if len(segments) > 1 else None
         self._embedding_norm = self._affine("embeddings.LayerNorm")
         self._layers = [self._layer(bert_layout.LAYER.format(i)) for i in range(config["num_hidden_layers"])]
         self._weights.clear()
 
     @classmethod
-    def load(cls, config: Mapping[str, Any], files: Sequence[Path], device: str = "cpu") -> BertEncoder:
-        """Map the weights from safetensors files; their pages are read when they are first used."""
-        weights: dict[str, Tensor] = {}
-        for file in files:
-            weights.update(load_file(file))
+    def load(
+        cls,
+        config: Mapping[str, Any],
+        files: Sequence[Path],
+        device: str = "cpu",
+        updates: Mapping[str, Tensor] | None = None,
+    ) -> BertEncoder:
+        """Map the weights from safetensors files; their pages are read when they are first used.
+
+        Args:
+            updates: what is added to weights, by their plain names: an adapter, multiplied out.
+        """
+        weights = load_tensors(files)
+        for name, update in (updates or {}).items():
+            weights[name] = weights[name].float() + update
         return cls(config, weights, device)
 
-    def __call__(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Hidden states (texts, tokens, width) of `ids` (texts, tokens), padded on the right beyond `lengths`."""
+    def __call__(self, ids: Tensor, lengths: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Hidden states (texts, tokens, width) of `ids` (texts, tokens), padded on the right beyond `lengths`.
+
+        Args:
+            segments: (texts, tokens), 1 where a token belongs to the second text of a pair; None: there is none.
+        """
         count, tokens = ids.shape
         place = self._first_position
         x = functional.embedding(ids, self._words) + self._positions[place : place + tokens]
+        if segments is not None and self._second is not None:
+            x = x + segments[:, :, None] * self._second
         x = self._embedding_norm.norm(x, self._epsilon)
         mask = None
         if int(lengths.min()) < tokens:
@@ -117,3 +134,8 @@ class BertEncoder:
 
     def _tensor(self, name: str) -> Tensor:
         return self._weights[name].to(device=self._device, dtype=torch.float32)
+
+
+def load_tensors(files: Sequence[Path]) -> dict[str, Tensor]:
+    """The tensors of safetensors files, mapped, by their plain names."""
+    return {bert_layout.plain_name(name): tensor for file in files for name, tensor in load_file(file).items()}

@@ -251,8 +251,20 @@ class Reranker(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """ISO 639-1 codes that it was trained for; empty: any."""
+        ...
+
+    def query_excess(self, query: str) -> int:
+        """Tokens at the query's end that are not read, because it is too long."""
+        ...
+
     def score(self, query: str, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Scores of shape (len(texts),); higher is better, comparable within one query only."""
+        """Scores of shape (len(texts),); higher is better, comparable within one query only.
+
+        A text is read whole, however long it is.
+        """
         ...
 
 

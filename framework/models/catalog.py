@@ -25,6 +25,7 @@ from framework.models.recipe import read_recipe
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 Kind: TypeAlias = Literal["chat", "embedding", "reranker"]
+RERANKER = "reranker.json"  # describes an adapter with a head, on a model that embeds
 # The hub writes licences in lower case.
 SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT"}
 
@@ -159,7 +160,8 @@ class Catalog:
         folder = ModelFolder(path)
         card = card if card.name in PRESETS else _described(card, folder)
         transformer = read_recipe(folder, card).transformer if card.kind == "embedding" else folder
-        transformer.weights()  # refuses what can't be loaded before anyone waits for torch
+        if not folder.file(RERANKER):
+            transformer.weights()  # refuses what can't be loaded before anyone waits for torch
         return Resolved(card, path)
 
 
@@ -176,7 +178,7 @@ def wheel_path(preset: Preset) -> Path | None:
 def _is_local(name: str, place: Path) -> bool:
     if name.startswith((".", "/", "~")) or place.suffix.lower() == ".gguf":
         return True
-    return (place / "config.json").is_file()
+    return (place / "config.json").is_file() or (place / RERANKER).is_file()
 
 
 def _preset_card(name: str, preset: Preset) -> ModelCard:
@@ -198,6 +200,8 @@ def _preset_card(name: str, preset: Preset) -> ModelCard:
 
 def _described(card: ModelCard, folder: ModelFolder) -> ModelCard:
     """The card of a model that no preset describes, from its own files."""
+    if folder.file(RERANKER):
+        return _described_adapter(card, folder)
     config = folder.json("config.json") if folder.file("modules.json") else folder.config
     config = config or {}
     said = _front_matter(folder)
@@ -212,6 +216,19 @@ def _described(card: ModelCard, folder: ModelFolder) -> ModelCard:
         context_length=int(limit or 0),
         languages=tuple(str(code) for code in listed if len(str(code)) == 2),
         licence=SPDX.get(licence, licence),
+    )
+
+
+def _described_adapter(card: ModelCard, folder: ModelFolder) -> ModelCard:
+    """The card of a reranker that is an adapter with a head."""
+    said = folder.json(RERANKER) or {}
+    languages = said.get("languages")
+    return replace(
+        card,
+        kind="reranker",
+        languages=tuple(map(str, languages)) if isinstance(languages, list) else (),
+        context_length=int(said.get("max_tokens") or 0),
+        licence=str(said.get("licence") or ""),
     )
 
 

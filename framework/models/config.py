@@ -99,6 +99,7 @@ class ModelsConfig:
     Attributes:
         chat: name of the chat model: an endpoint's, or one that the catalog resolves.
         embedder: name of the embedding model.
+        reranker: name of the model that reranks, where `[search]` asks for it.
         threads: threads that a local model computes with; None: torch's own choice, one a core.
         endpoints: models behind servers, by the name they are asked for.
         engine: how chat models on this machine are run.
@@ -106,6 +107,7 @@ class ModelsConfig:
 
     chat: str = "smollm2-135m-instruct"
     embedder: str = "all-minilm-l6-v2"
+    reranker: str = "minilm-reranker"
     threads: int | None = None
     endpoints: Mapping[str, EndpointConfig] = field(default_factory=dict)
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -74,7 +74,7 @@ class LocalEmbedder:
         self._threads = threads
         self._loading = threading.Lock()
         self._loaded: tuple[str, BertEncoder | AutoEncoder] | None = None
-        self._tokenizer = _tokenizer(recipe)
+        self._tokenizer = load_tokenizer(recipe.transformer, recipe.lowercase)
         self._query = _query_encoder(recipe)
         width = self._query.width if self._query else self._encoder()[1].width
         self._info = EmbedderInfo(
@@ -182,14 +182,18 @@ def _checked(texts: Sequence[str]) -> Sequence[str]:
     return texts
 
 
-def _tokenizer(recipe: Recipe) -> Tokenizer:
-    """The folder's tokenizer, without the cutting and padding that its file may ask for."""
+def load_tokenizer(folder: ModelFolder, lowercase: bool = False) -> Tokenizer:
+    """The folder's tokenizer, without the cutting and padding that its file may ask for.
+
+    Raises:
+        ModelUnavailable: there is none, or it can't be read.
+    """
     from tokenizers import Tokenizer, normalizers
 
-    path = recipe.transformer.file("tokenizer.json")
+    path = folder.file("tokenizer.json")
     if path is None:
         raise ModelUnavailable(
-            f"{recipe.transformer.path} has no tokenizer.json.",
+            f"{folder.path} has no tokenizer.json.",
             hint="Save the tokenizer again with transformers' fast tokenizer.",
         )
     try:
@@ -198,7 +202,7 @@ def _tokenizer(recipe: Recipe) -> Tokenizer:
         raise ModelUnavailable(f"{path} can't be read: {error}.", hint="Fetch the model again.") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    if recipe.lowercase:
+    if lowercase:
         steps = [normalizers.Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer else [])]
         tokenizer.normalizer = normalizers.Sequence(steps)
     return tokenizer
@@ -208,7 +212,7 @@ def _query_encoder(recipe: Recipe) -> BertQuery | None:
     """What embeds a query without torch, its files checked; None: the model is of another family."""
     if not bert_layout.supports(recipe.transformer.config):
         return None
-    with _refusing_damage(recipe):
+    with refusing_damage(recipe.transformer):
         from framework.encoders.bert_query import BertQuery
 
         return BertQuery(recipe.transformer.config, recipe.transformer.weights())
@@ -222,7 +226,7 @@ def _load_encoder(recipe: Recipe, threads: int | None) -> tuple[str, BertEncoder
         torch.set_num_threads(threads)  # for the whole process: torch knows no other scope
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config, files = recipe.transformer.config, recipe.transformer.weights()
-    with _refusing_damage(recipe):
+    with refusing_damage(recipe.transformer):
         if bert_layout.supports(config):
             from framework.encoders.bert import BertEncoder
 
@@ -233,7 +237,8 @@ def _load_encoder(recipe: Recipe, threads: int | None) -> tuple[str, BertEncoder
 
 
 @contextmanager
-def _refusing_damage(recipe: Recipe) -> Iterator[None]:
+def refusing_damage(folder: ModelFolder) -> Iterator[None]:
+    """Weights that can't be loaded become a `ModelUnavailable` that says why."""
     from safetensors import SafetensorError
 
     try:
@@ -241,7 +246,7 @@ def _refusing_damage(recipe: Recipe) -> Iterator[None]:
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         what = f"missing {error}" if isinstance(error, KeyError) else str(error)
         raise ModelUnavailable(
-            f"The weights in {recipe.transformer.path} can't be loaded: {what}.", hint="Fetch the model again."
+            f"The weights in {folder.path} can't be loaded: {what}.", hint="Fetch the model again."
         ) from error
 
 

@@ -55,6 +55,11 @@ PRESETS: Mapping[str, Preset] = {
         "embedding", "intfloat/multilingual-e5-small", "MIT", 471, 512, (), "query: ", "passage: "),
     "multilingual-e5-large": Preset(
         "embedding", "intfloat/multilingual-e5-large", "MIT", 2240, 512, (), "query: ", "passage: "),
+    "minilm-reranker": Preset(
+        "reranker", "all-minilm-l6-v2", "Apache-2.0", 2, 256, _EN, wheel=("framework.models", "shipped/reranker")),
+    "ms-marco-minilm-l6-v2": Preset(
+        "reranker", "cross-encoder/ms-marco-MiniLM-L6-v2", "Apache-2.0", 91, 512, _EN),
+    "bge-reranker-base": Preset("reranker", "BAAI/bge-reranker-base", "MIT", 1112, 512, ("en", "zh")),
     "gte-modernbert-base": Preset("embedding", "Alibaba-NLP/gte-modernbert-base", "Apache-2.0", 298, 8192, _EN),
     "qwen3-embedding-0.6b": Preset(
         "embedding", "Qwen/Qwen3-Embedding-0.6B", "Apache-2.0", 1192, 32768, (), _QWEN_QUERY),

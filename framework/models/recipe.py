@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ def read_recipe(folder: ModelFolder, card: ModelCard) -> Recipe:
         transformer=transformer,
         pooling=pooling,
         lowercase=bool(sentence.get("do_lower_case")),
-        max_tokens=_max_tokens(transformer, sentence),
+        max_tokens=longest_input(transformer, sentence),
         query_prefix=card.query_prefix if query is None else query,
         document_prefix=card.document_prefix if document is None else document,
     )
@@ -116,14 +117,21 @@ def _prefixes(folder: ModelFolder) -> tuple[str | None, str | None]:
     return str(query) if query else None, str(document) if document else None
 
 
-def _max_tokens(transformer: ModelFolder, sentence: dict[str, Any]) -> int:
-    """The smallest of the limits that the folder names."""
+def longest_input(transformer: ModelFolder, sentence: Mapping[str, Any] | None = None) -> int:
+    """The smallest of the limits that the folder names, in tokens, special ones included.
+
+    Args:
+        sentence: sentence_bert_config.json, where there is one.
+
+    Raises:
+        ModelUnavailable: it names none.
+    """
     config = transformer.config
     tokenizer = transformer.json("tokenizer_config.json") or {}
     positions = config.get("max_position_embeddings")
     if isinstance(positions, int) and config.get("model_type") in PADDED_POSITIONS:
         positions -= int(config.get("pad_token_id", 1)) + 1
-    named = [sentence.get("max_seq_length"), tokenizer.get("model_max_length"), positions]
+    named = [(sentence or {}).get("max_seq_length"), tokenizer.get("model_max_length"), positions]
     limits = [int(limit) for limit in named if isinstance(limit, int | float) and 0 < limit < NO_LIMIT]
     if not limits:
         raise ModelUnavailable(f"{transformer.path} names no longest input.", hint="Add max_position_embeddings.")

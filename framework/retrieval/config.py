@@ -25,6 +25,9 @@ class SearchConfig:
         fusion: "dbsf" adds scores, each ranking's scaled by its distribution; "rrf" adds reciprocal ranks.
         rrf_k: the constant of reciprocal rank fusion; larger flattens the difference between ranks.
         dense_weight, lexical_weight: each ranking's share in the fusion.
+        rerank: let a model read the best candidates together with the query and order them anew.
+        rerank_candidates: how many of them; the others stay behind, in their order.
+        first_stage_weight: the share of the ranking before in the order afterwards, from 0 to 1.
         mmr: maximal marginal relevance, from 0 (diverse) to 1 (relevant); None leaves the ranking as it is.
 
     Raises:
@@ -38,6 +41,9 @@ class SearchConfig:
     rrf_k: float = 60.0
     dense_weight: float = 1.0
     lexical_weight: float = 1.0
+    rerank: bool = False
+    rerank_candidates: int = 30
+    first_stage_weight: float = 0.3
     mmr: float | None = None
 
     def __post_init__(self) -> None:
@@ -50,6 +56,8 @@ class SearchConfig:
             weight = getattr(self, name)
             _require(math.isfinite(weight) and weight >= 0, name, weight, "0 or more")
         _require(self.dense_weight + self.lexical_weight > 0, "dense_weight", 0, "above 0 when lexical_weight is 0")
+        _require(1 <= self.rerank_candidates <= MAX_K, "rerank_candidates", self.rerank_candidates, f"1 to {MAX_K}")
+        _require(0 <= self.first_stage_weight <= 1, "first_stage_weight", self.first_stage_weight, "between 0 and 1")
         _require(self.mmr is None or 0 <= self.mmr <= 1, "mmr", self.mmr, "between 0 and 1")
 
 

@@ -1,24 +1,25 @@
-"""A question in, ranked and checked hits out: embed, search both ways, fuse, check against the corpus, diversify."""
+"""A question in, ranked and checked hits out: embed, search both ways, fuse, check, rerank, diversify."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from framework.documents import Hit
 from framework.errors import CallerError, Conflict
-from framework.models.base import Embedder, Vectors
+from framework.models.base import Embedder, Reranker, Vectors
 from framework.retrieval.bm25 import VERSION, Analyzer
 from framework.retrieval.config import MAX_K, MODES, Mode, SearchConfig
 from framework.retrieval.filters import Filter
 from framework.retrieval.fusion import Ranking, distribution_based_fusion, reciprocal_rank_fusion
 from framework.retrieval.languages import unread_script
 from framework.retrieval.mmr import maximal_marginal_relevance
+from framework.retrieval.rerank import rerank as reranked
 from framework.retrieval.store import Candidate, Corpus, Space, SparseVector, VectorStore
 
 MAX_QUERY = 32_768
@@ -35,6 +36,7 @@ class SearchResult:
         mode: how it really ranked; "lexical" where the embedder could not read a hybrid search's query.
         asked: the k that was asked for.
         shortfall: how many of them were not found, because nothing else matches the query and its filter.
+        reranked: how many candidates were read by the reranker.
         notices: what the reader should know about this result, as sentences.
         seconds: time taken, embedding included.
     """
@@ -45,15 +47,18 @@ class SearchResult:
     shortfall: int
     notices: tuple[str, ...]
     seconds: float
+    reranked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A checked request. `vector` and `terms` are there where the mode uses them."""
+    """A checked request. `vector`, `terms` and `reranker` are there where they are used."""
 
+    query: str
     mode: Mode
     k: int
     mmr: float | None
+    reranker: Reranker | None
     filter: Filter | None
     vector: Vectors | None
     terms: SparseVector | None
@@ -70,8 +75,22 @@ class _Pool:
     exhausted: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Live hits of the last round by id, and the order that its pool has them in."""
+
+    pool: _Pool
+    live: Mapping[str, Hit]
+    order: list[tuple[str, float]]
+    notices: tuple[str, ...] = ()
+
+
 class Retriever:
-    """Searches one collection of one tenant."""
+    """Searches one collection of one tenant.
+
+    Args:
+        reranker: loads the model that reranks, when it is first asked for; None: there is none.
+    """
 
     def __init__(
         self,
@@ -81,6 +100,7 @@ class Retriever:
         tenant: str,
         collection: str,
         config: SearchConfig | None = None,
+        reranker: Callable[[], Reranker] | None = None,
     ) -> None:
         self.store = store
         self.corpus = corpus
@@ -88,6 +108,7 @@ class Retriever:
         self.tenant = tenant
         self.collection = collection
         self.config = config or SearchConfig()
+        self._reranker = reranker
         self._analyzer: tuple[Space, Analyzer] | None = None
 
     async def search(
@@ -98,6 +119,7 @@ class Retriever:
         mode: Mode | None = None,
         mmr: float | None = None,
         filter: Filter | None = None,
+        rerank: bool | None = None,
     ) -> SearchResult:
         """The k best live chunks for the query; what is not given comes from the configuration.
 
@@ -106,22 +128,38 @@ class Retriever:
             NotFound: no such collection.
             Conflict: the collection was made with another embedder or analyzer.
         """
-        return await asyncio.to_thread(self._search, query, k, mode, mmr, filter)
+        return await asyncio.to_thread(self._search, query, k, mode, mmr, filter, rerank)
 
     def _search(
-        self, query: str, k: int | None, mode: Mode | None, mmr: float | None, filter: Filter | None
+        self,
+        query: str,
+        k: int | None,
+        mode: Mode | None,
+        mmr: float | None,
+        filter: Filter | None,
+        rerank: bool | None,
     ) -> SearchResult:
         started = time.perf_counter()
-        plan = self._plan(query, k, mode, mmr, filter)
-        hits, notices = self._rounds(plan)
+        plan = self._plan(query, k, mode, mmr, filter, rerank)
+        found = self._rounds(plan)
+        hits, read = self._rank(plan, found)
+        notices = plan.notices + found.notices
         shortfall = plan.k - len(hits)
         if shortfall:
             asked = "the query" if plan.filter is None else "the query and the filter"
             notices += (f"{len(hits)} of {plan.k} results: nothing else matches {asked}.",)
         seconds = time.perf_counter() - started
-        return SearchResult(tuple(hits), plan.mode, plan.k, shortfall, plan.notices + notices, seconds)
+        return SearchResult(tuple(hits), plan.mode, plan.k, shortfall, notices, seconds, read)
 
-    def _plan(self, query: str, k: int | None, mode: Mode | None, mmr: float | None, filter: Filter | None) -> _Plan:
+    def _plan(
+        self,
+        query: str,
+        k: int | None,
+        mode: Mode | None,
+        mmr: float | None,
+        filter: Filter | None,
+        rerank: bool | None,
+    ) -> _Plan:
         k = self.config.k if k is None else k
         mode = self.config.mode if mode is None else mode
         mmr = self.config.mmr if mmr is None else mmr
@@ -135,7 +173,25 @@ class Retriever:
             vector = self.embedder.embed_query(query)
         if mode != "dense":
             terms = self._analyzer_for(space).query(query)
-        return _Plan(mode, k, mmr, filter, vector, terms, notices)
+        reranker = None
+        if self.config.rerank if rerank is None else rerank:
+            reranker, more = self._reads(query, space.language)
+            notices += more
+        return _Plan(query, mode, k, mmr, reranker, filter, vector, terms, notices)
+
+    def _reads(self, query: str, language: str) -> tuple[Reranker | None, tuple[str, ...]]:
+        """The reranker, if it knows the languages of query and collection, and what the reader should know of it."""
+        if self._reranker is None:
+            raise CallerError("This retriever was made without a reranker.", field="rerank")
+        reranker = self._reranker()
+        problem = _unread(query, language, reranker.languages)
+        if problem:
+            known = f"The reranker {reranker.name} knows {', '.join(reranker.languages)} {problem}"
+            return None, (f"{known}: the hits were not reranked.",)
+        cut = reranker.query_excess(query)
+        if cut:
+            return reranker, (f"The query is {cut} tokens longer than the reranker reads; its end was not compared.",)
+        return reranker, ()
 
     def _check_space(self, space: Space, mode: Mode) -> None:
         hint = f"Index it again with: lectern index PATH -c {self.collection} --rebuild"
@@ -157,14 +213,8 @@ class Retriever:
     def _readable(self, query: str, mode: Mode, language: str) -> tuple[Mode, tuple[str, ...]]:
         """The mode that the embedder's languages allow: a hybrid search goes on without vectors that mean little."""
         info = self.embedder.info
-        if mode == "lexical" or not info.languages:
-            return mode, ()
-        script = unread_script(query, info.languages)
-        if script is not None:
-            problem = f"and can't read {script} script"
-        elif language and language not in info.languages:
-            problem = f"and the collection is in {language}"
-        else:
+        problem = "" if mode == "lexical" else _unread(query, language, info.languages)
+        if not problem:
             return mode, ()
         known = f"The embedder {info.name} knows {', '.join(info.languages)} {problem}"
         if mode == "dense":
@@ -186,16 +236,17 @@ class Retriever:
             self._analyzer = (space, Analyzer(space.language, space.average_length))
         return self._analyzer[1]
 
-    def _rounds(self, plan: _Plan) -> tuple[list[Hit], tuple[str, ...]]:
+    def _rounds(self, plan: _Plan) -> _Found:
         """Candidates until k of them are live: points may be stale while a document is being replaced."""
         size = max(self.config.pool, 2 * plan.k)
         while True:
             pool = self._candidates(plan, size)
-            hits = self._live(plan, pool)
-            if len(hits) >= plan.k or pool.exhausted:
-                return hits, ()
+            found = self._live(plan, pool)
+            if len(found.live) >= plan.k or pool.exhausted:
+                return found
             if size * GROWTH > MAX_POOL:
-                return hits, (f"The search stopped after {size} candidates, too few of which are live.",)
+                notice = f"The search stopped after {size} candidates, too few of which are live."
+                return replace(found, notices=(notice,))
             size *= GROWTH
 
     def _candidates(self, plan: _Plan, size: int) -> _Pool:
@@ -222,25 +273,51 @@ class Retriever:
             return reciprocal_rank_fusion(rankings, self.config.rrf_k)
         return distribution_based_fusion(rankings)
 
-    def _live(self, plan: _Plan, pool: _Pool) -> list[Hit]:
+    def _live(self, plan: _Plan, pool: _Pool) -> _Found:
         """The hits of this round. All come from one reading of the corpus, so never from two versions of a document."""
         ids = [id for id, _ in pool.order]
-        first = len(ids) if plan.mmr is not None else 2 * plan.k
+        first = max(2 * plan.k, self.config.rerank_candidates + plan.k if plan.reranker else 0)
+        if plan.mmr is not None:
+            first = len(ids)
         live = self.corpus.hits(self.tenant, self.collection, ids[:first])
         if len(live) < plan.k and first < len(ids):
             live = self.corpus.hits(self.tenant, self.collection, ids)
-        order = [(id, score) for id, score in pool.order if id in live]
-        stages = dict(pool.stages)
+        return _Found(pool, live, [(id, score) for id, score in pool.order if id in live])
+
+    def _rank(self, plan: _Plan, found: _Found) -> tuple[list[Hit], int]:
+        """The k hits, and how many candidates were reranked for them."""
+        order, stages = found.order, dict(found.pool.stages)
+        read = order[: self.config.rerank_candidates] if plan.reranker else []
+        if plan.reranker and read:
+            texts = [found.live[id].chunk.embedded_text for id, _ in read]
+            scores = plan.reranker.score(plan.query, texts).tolist()
+            stages["rerank"] = dict(zip((id for id, _ in read), scores, strict=True))
+            order = reranked(order, stages["rerank"], self.config.first_stage_weight)
         if plan.mmr is not None and order:
-            order = _diversify(plan, order, pool)
+            order = _diversify(plan, order, found.pool, plan.mode != "dense" or bool(read))
             stages["mmr"] = dict(order)
-        return [
-            replace(live[id], score=score, scores={name: scores[id] for name, scores in stages.items() if id in scores})
+        hits = [
+            replace(
+                found.live[id],
+                score=score,
+                scores={name: scores[id] for name, scores in stages.items() if id in scores},
+            )
             for id, score in order[: plan.k]
         ]
+        return hits, len(read)
 
 
-def _diversify(plan: _Plan, order: Sequence[tuple[str, float]], pool: _Pool) -> list[tuple[str, float]]:
+def _unread(query: str, language: str, known: Sequence[str]) -> str:
+    """Why a model that knows these languages can't read a query or a collection; empty: it can."""
+    if not known:
+        return ""
+    script = unread_script(query, known)
+    if script is not None:
+        return f"and can't read {script} script"
+    return f"and the collection is in {language}" if language and language not in known else ""
+
+
+def _diversify(plan: _Plan, order: Sequence[tuple[str, float]], pool: _Pool, scaled: bool) -> list[tuple[str, float]]:
     """MMR over the live pool.
 
     Relevance is the ranking's own score, so that 1 leaves every mode's order as it is. A cosine enters unchanged;
@@ -248,7 +325,7 @@ def _diversify(plan: _Plan, order: Sequence[tuple[str, float]], pool: _Pool) -> 
     """
     assert plan.mmr is not None
     relevance = np.array([score for _, score in order])
-    if plan.mode != "dense":
+    if scaled:
         spread = float(np.ptp(relevance)) or 1.0
         relevance = (relevance - relevance.min()) / spread
     vectors = np.stack([pool.vectors[id] for id, _ in order])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-WORDS = ("the", "a", "cat", "dog", "sat", "on", "mat", "runs", "fast", "slow", "red", "blue", "green", "house", "tree")
-Json = dict[str, Any] | list[Any]
-
-
-def write_json(path: Path, value: Json) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8")
+from framework.testing.tiny_bert import Json, write_bert
 
 
 @pytest.fixture
@@ -24,41 +17,9 @@ def save_bert(tmp_path: Path) -> Callable[..., Path]:
     """Saves a random model of 32 dimensions; `files` are further JSON files, `kind` is bert, roberta or modernbert."""
 
     def save(name: str = "tiny", kind: str = "bert", files: dict[str, Json] | None = None, **config: Any) -> Path:
-        import torch
-        from transformers import AutoConfig, AutoModel
-
-        folder = tmp_path / name
-        _save_word_tokenizer(folder)
-        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
-        options = sizes | {"vocab_size": 64, "max_position_embeddings": 40, "pad_token_id": 0} | config
-        torch.manual_seed(0)
-        model = AutoModel.from_config(AutoConfig.for_model(kind, **options))
-        with torch.no_grad():  # the initial values are so small that every text would be much the same
-            for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-        model.save_pretrained(folder)
-        for path, value in (files or {}).items():
-            write_json(folder / path, value)
-        return folder
+        return write_bert(tmp_path / name, kind, files, **config)
 
     return save
-
-
-def _save_word_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
-    folder.mkdir(parents=True)
-    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, "##s", "cats", "##at"])}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    tokenizer.enable_truncation(6)  # as published files do; it must not cut anything here
-    tokenizer.enable_padding(length=6)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", {"model_max_length": 40})
 
 
 @pytest.fixture
