@@ -1,0 +1,191 @@
+"""A training run in the making: configuration, base, rows and run folder, and what every recipe needs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from framework.errors import CallerError
+from framework.models.catalog import Resolved
+from framework.training.attention import register
+from framework.training.config import TrainConfig
+from framework.training.packing import Packed, pack
+from framework.training.progress import Say, callback, on_terminal
+from framework.training.run import RunFolder
+from framework.training.tuning import Parameters, adapter_of, count
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+
+    from framework.training.data import Data
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a recipe is given.
+
+    Attributes:
+        data: the rows, checked and split.
+        say: where progress is told.
+        folder: what paths in the configuration are relative to.
+    """
+
+    config: TrainConfig
+    base: Resolved
+    data: Data
+    run: RunFolder
+    say: Say = on_terminal
+    folder: Path = Path()
+
+    @cached_property
+    def device(self) -> str:
+        """Where it is trained."""
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    @cached_property
+    def bfloat16(self) -> bool:
+        """Whether matrix products are in bfloat16."""
+        import torch
+
+        chosen = self.config.optimizer.precision
+        if chosen != "auto":
+            return chosen == "bfloat16"
+        if self.device == "cuda":
+            return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+    def tokenizer(self) -> Any:
+        """The base's tokenizer, as trainers want one."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(self.base.path, local_files_only=True)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    def model(self, kind: str = "AutoModelForCausalLM", **options: Any) -> torch.nn.Module:
+        """The base, in bfloat16 where that is computed with and only an adapter is trained."""
+        import torch
+        import transformers
+
+        frozen = self.config.adapter.kind != "full"
+        attention = register() if self.device == "cpu" else "sdpa"
+        auto: Any = getattr(transformers, kind)
+        model: torch.nn.Module = auto.from_pretrained(
+            self.base.path,
+            dtype=torch.bfloat16 if self.bfloat16 and frozen else torch.float32,
+            attn_implementation=attention,
+            local_files_only=True,
+            trust_remote_code=False,
+            **options,
+        )
+        return model
+
+    def adapter(self, task: str = "CAUSAL_LM", **options: Any) -> PeftConfig | None:
+        """PEFT's configuration; None for full tuning."""
+        return adapter_of(self.config.adapter, task, **options)
+
+    def tuned(self) -> tuple[torch.nn.Module, PeftConfig | None]:
+        """The base and the configuration of a new adapter, or the base with the adapter that is gone on with.
+
+        Raises:
+            CallerError: `adapter.start` is no adapter.
+        """
+        if self.config.adapter.start is None:
+            return self.model(), self.adapter()
+        from peft import PeftModel
+
+        start = self.folder / self.config.adapter.start
+        if not (start / "adapter_config.json").is_file():
+            raise CallerError(f"There is no adapter in {start}.", field="adapter.start")
+        return PeftModel.from_pretrained(self.model(), start, is_trainable=True), None
+
+    def packed(self) -> tuple[list[Packed], list[Packed]]:
+        """The examples of training and validation, packed."""
+        length = self.config.data.max_length
+        return pack(self.data.examples(self.base), length), pack(self.data.validation_examples(self.base), length)
+
+    def arguments(self) -> dict[str, Any]:
+        """Arguments that all of Hugging Face's trainers share."""
+        options, checkpoints = self.config.optimizer, self.config.checkpoints
+        return {
+            "output_dir": str(self.run.checkpoints),
+            "learning_rate": options.learning_rate,
+            "num_train_epochs": options.epochs,
+            "max_steps": options.steps or -1,
+            "per_device_train_batch_size": 1,
+            "per_device_eval_batch_size": 1,
+            "gradient_accumulation_steps": options.sequences,
+            "warmup_steps": options.warmup,
+            "lr_scheduler_type": options.schedule,
+            "weight_decay": options.weight_decay,
+            "max_grad_norm": options.max_norm,
+            "seed": options.seed,
+            "bf16": self.bfloat16,
+            "use_cpu": self.device == "cpu",
+            "logging_steps": 5,
+            "save_steps": checkpoints.every,
+            "save_total_limit": checkpoints.keep,
+            "eval_strategy": "steps" if self.data.validation else "no",
+            "eval_steps": 2 * checkpoints.every,
+            "report_to": "none",
+            "disable_tqdm": True,
+            "gradient_checkpointing": False,
+            "dataloader_pin_memory": self.device == "cuda",
+            "average_tokens_across_devices": False,
+        }
+
+    def progress(self) -> Any:
+        """The callback that writes the log and tells the progress."""
+        return callback(self.run, self.say)
+
+    def fit(self, trainer: Any) -> None:
+        """Train, from the last checkpoint where there is one, and save the result."""
+        import torch
+
+        if self.config.optimizer.threads:
+            torch.set_num_threads(self.config.optimizer.threads)
+        trainable = count(trainer.model)
+        self.say(f"{trainable}.")
+        self.run.note(parameters={"trained": trainable.trained, "all": trainable.all})
+        checkpoint = self.run.last_checkpoint()
+        if checkpoint:
+            self.say(f"Taking up {checkpoint.name}.")
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        self.save(trainer.model)
+
+    def save(self, model: Any) -> None:
+        """Write the result: the adapter, or the whole model with its tokenizer."""
+        if self.config.adapter.kind == "full":
+            model.save_pretrained(self.run.model)
+            self.tokenizer().save_pretrained(self.run.model)
+        else:
+            save_adapter(model, self.run.adapter, self.config.adapter.weights)
+
+
+def save_adapter(model: Any, folder: Path, weights: str) -> None:
+    """As PEFT saves it, the tensors in the format that is wished, and no path of this machine in its configuration."""
+    import torch
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    kind = getattr(torch, weights)
+    tensors = {name: t.detach().to("cpu", kind).contiguous() for name, t in get_peft_model_state_dict(model).items()}
+    model.save_pretrained(folder)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def trained_parameters(model: Any) -> Parameters:
+    """What the optimizer trains in a model that PEFT has wrapped."""
+    return count(model)
+
+
+def longest(packed: Sequence[Packed]) -> int:
+    """Tokens of the longest sequence."""
+    return max(map(len, packed), default=0)

@@ -1,0 +1,170 @@
+"""From a file to a trained adapter: read, check, split, train, draw, describe."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from framework.config import Settings
+from framework.errors import CallerError, ConfigError
+from framework.extras import require
+from framework.models.catalog import Catalog, Resolved
+from framework.models.config import ModelsConfig
+from framework.training import card, curves
+from framework.training.config import Recipe, TrainConfig, read_config
+from framework.training.data import KINDS, Data, Material
+from framework.training.datasets import Row
+from framework.training.job import Job
+from framework.training.leaks import find_leaks, held_out_row, read_held_out
+from framework.training.progress import Say, on_terminal
+from framework.training.run import FINISHED, RunFolder, files_hash
+
+NEEDED = ("peft", "trl", "datasets", "sentence_transformers", "accelerate", "matplotlib")
+
+
+def run_file(
+    path: Path, settings: Settings, *, restart: bool = False, evaluate: bool = True, say: Say = on_terminal
+) -> tuple[RunFolder, TrainConfig]:
+    """Train what a file describes, or take up its run where it was killed; a finished one is left as it is.
+
+    Args:
+        restart: throw an earlier run away.
+        evaluate: run the evaluations that the file names, before and after.
+
+    Raises:
+        ConfigError: the file is wrong.
+        CallerError: the data is wrong, or training data holds what was to be held out.
+        Conflict: the run folder holds another run.
+    """
+    require("train", *NEEDED)
+    _quiet()
+    config = read_config(path)
+    folder = path.resolve().parent
+    base = Catalog(settings.section("models", ModelsConfig)).resolve(config.base)
+    data, hashes = load(config, folder, say)
+    run = RunFolder(folder / config.out)
+    facts = {"config": asdict(config), "data": hashes, "base": {"name": base.card.name, "files": base_hashes(base)}}
+    if run.begin(facts, restart):
+        say(f"{run.path} is finished already; --restart trains again.")
+        return run, config
+    run.note(rows={"train": len(data.train), "validation": len(data.validation)})
+    files = [folder / place for place in (*config.evaluate.target, *config.evaluate.general)] if evaluate else []
+    _score(run, "before", files, config.base, config.evaluate.limit, say)
+    _recipe(config.recipe)(Job(config, base, data, run, say, folder))
+    curves.draw(run)
+    run.note(state=FINISHED)
+    card.write(run, config, base, data)
+    return run, config
+
+
+def load(config: TrainConfig, folder: Path, say: Say) -> tuple[Data, dict[str, str]]:
+    """The rows of a configuration, split and checked, and the hashes of the files that they came from.
+
+    Raises:
+        CallerError: a file is wrong, or a held-out text is among the training rows.
+    """
+    options, seed, kind = config.data, config.optimizer.seed, KINDS[config.recipe]
+    train_files = _expanded(options.train, folder, "data.train")
+    validation_files = _expanded(options.validation, folder, "data.validation")
+    material = Material.read(train_files, kind)
+    if validation_files:
+        validation = Material.read(validation_files, kind)
+    else:
+        material, validation = material.split(options.validation_share, seed)
+    rows, held_out = material.rows(options, seed), validation.rows(options, seed)
+    if not rows:
+        raise CallerError("There is nothing to train on.", hint="Name files under data.train.", field="data.train")
+    refuse_leaks(rows, held_out, _expanded(options.exclude, folder, "data.exclude"))
+    say(f"{len(rows):,} rows to train on, {len(held_out):,} to measure the loss on.")
+    return Data(tuple(rows), tuple(held_out)), files_hash([*train_files, *validation_files])
+
+
+def refuse_leaks(rows: Sequence[Row], validation: Sequence[Row], files: Sequence[Path]) -> None:
+    """Stop before training on what is to be measured with.
+
+    Raises:
+        CallerError: naming the first rows that leak, and why.
+    """
+    held_out = [held_out_row(row, f"validation row {place}") for place, row in enumerate(validation, start=1)]
+    held_out += [item for file in files for item in read_held_out(file)]
+    leaks = find_leaks(rows, held_out)
+    if leaks:
+        shown = "; ".join(
+            f"{rows[leak.place].document!r} and {leak.where} share {leak.shared[:80]!r} ({leak.reason})"
+            for leak in leaks[:3]
+        )
+        raise CallerError(
+            f"{len({leak.place for leak in leaks})} training rows hold what is held out: {shown}.",
+            hint="Take them out, with `lectern dataset clean` for example.",
+            field="data.exclude",
+        )
+
+
+def base_hashes(base: Resolved) -> dict[str, str]:
+    """SHA-256 of the base's own files."""
+    return files_hash(sorted(p for p in base.path.iterdir() if p.suffix in (".json", ".safetensors", ".jinja")))
+
+
+def _expanded(places: Sequence[Path], folder: Path, field: str) -> list[Path]:
+    """Paths with `*` and `${NAME}` replaced."""
+    found: list[Path] = []
+    for place in places:
+        text = os.path.expandvars(str(place))
+        if "$" in text:
+            raise ConfigError(f"{field}: a variable in {str(place)!r} is not set.", field=field)
+        whole = Path(text) if Path(text).is_absolute() else folder / text
+        matches = sorted(whole.parent.glob(whole.name)) if "*" in whole.name else [whole]
+        if not matches:
+            raise ConfigError(f"{field}: nothing matches {whole}.", field=field)
+        found += matches
+    return found
+
+
+def _recipe(name: Recipe) -> Callable[[Job], None]:
+    """The recipe's `train`, imported when it is used."""
+    from importlib import import_module
+
+    function: Callable[[Job], None] = import_module(f"framework.training.recipes.{name}").train
+    return function
+
+
+def score_after(run: RunFolder, config: TrainConfig, folder: Path, model: str, say: Say) -> None:
+    """Run the file's evaluations on the result, which `model` names, and add their scores to the run."""
+    files = [folder / place for place in (*config.evaluate.target, *config.evaluate.general)]
+    _score(run, "after", files, model, config.evaluate.limit, say)
+
+
+def _score(run: RunFolder, moment: str, files: Sequence[Path], model: str, limit: int, say: Say) -> None:
+    """`lectern eval run` in a process of its own: evaluation lies above training, and frees its memory afterwards."""
+    known = run.read().get("scores", {}).get(moment, {})
+    for file in files:
+        if file.stem in known:
+            continue
+        say(f"Evaluating {file.stem} {moment} training.")
+        out = run.path / "evaluations" / moment / file.stem
+        command = [sys.executable, "-m", "framework.cli", "eval", "run", str(file), "--out", str(out)]
+        command += ["--set", f'models.chat="{model}"', *(["--limit", str(limit)] if limit else [])]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode not in (0, 1):  # 1: a threshold was missed, which is for `promote` to judge
+            raise CallerError(f"The evaluation {file} failed: {done.stderr.strip()[-500:]}", field="evaluate")
+        known = {**known, file.stem: _means(out)}
+        run.note(scores={**run.read().get("scores", {}), moment: known})
+
+
+def _means(out: Path) -> Mapping[str, Any]:
+    record = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    scores: Mapping[str, Any] = record.get("scores", record.get("metrics", {}))
+    return scores
+
+
+def _quiet() -> None:
+    """No network, no telemetry, no warnings of libraries about themselves; room for large blocks to be reused."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
