@@ -40,15 +40,19 @@ def grouped_attention(
     shared = heads // groups
     rows = (query * scaling).reshape(batch * groups, shared * tokens, size)
     scores = torch.bmm(rows, key.reshape(batch * groups, keys, size).transpose(1, 2))
-    mask = attention_mask.to(scores.dtype).expand(batch, groups, tokens, keys).reshape(batch * groups, 1, tokens, keys)
+    # In bfloat16 the least float32 is minus infinity, and a row of padding would become NaN.
+    mask = attention_mask.clamp_min(torch.finfo(scores.dtype).min).to(scores.dtype)
+    mask = mask.expand(batch, groups, tokens, keys).reshape(batch * groups, 1, tokens, keys)
     weights = torch.softmax(scores.view(batch * groups, shared, tokens, keys) + mask, dim=-1, dtype=scores.dtype)
     mixed = torch.bmm(weights.reshape(batch * groups, shared * tokens, keys), value.reshape(batch * groups, keys, size))
     return mixed.view(batch, heads, tokens, size).transpose(1, 2).contiguous(), None
 
 
 def register() -> str:
-    """Make it known to transformers; returns its name for `attn_implementation`."""
-    from transformers import AttentionInterface
+    """Make it known to transformers; returns its name for `attn_implementation`. Padded batches and caches work too."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
 
     AttentionInterface.register(NAME, grouped_attention)
+    AttentionMaskInterface.register(NAME, eager_mask)
     return NAME

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from framework.models.catalog import Resolved
@@ -71,12 +70,12 @@ def _number(value: Any) -> str:
 
 def _toml(config: TrainConfig) -> Iterator[str]:
     """The configuration as its file would say it."""
-    values = asdict(config)
+    values = config.values()
     tables = {name: value for name, value in values.items() if isinstance(value, dict)}
     yield from (f"{name} = {_value(value)}" for name, value in values.items() if name not in tables)
     for name, table in tables.items():
         yield f"[{name}]"
-        yield from (f"{key} = {_value(value)}" for key, value in table.items())
+        yield from (f"{key} = {_value(value)}" for key, value in table.items() if value is not None)
 
 
 def _value(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import field
+from dataclasses import asdict, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
@@ -15,6 +15,8 @@ from framework.errors import ConfigError
 
 Recipe: TypeAlias = Literal["sft", "dpo", "reward", "grpo", "embedding", "reranker"]
 STRICT = ConfigDict(extra="forbid")
+# Sections that only some recipes read; a run is the same one whatever the others say.
+READ_BY: Final = {"pairs": ("embedding", "reranker"), "preference": ("dpo", "reward", "grpo")}
 
 
 @dataclass(frozen=True, slots=True, config=STRICT)
@@ -189,12 +191,18 @@ class TrainConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
 
+    def values(self) -> dict[str, Any]:
+        """Every option that this recipe reads, whether the file names it or not."""
+        unread = {name for name, recipes in READ_BY.items() if self.recipe not in recipes}
+        return {name: value for name, value in asdict(self).items() if name not in unread}
+
 
 _SECTIONS: Final = (
     DataConfig,
     AdapterConfig,
     OptimizerConfig,
     PairsConfig,
+    PreferenceConfig,
     CheckpointConfig,
     EvaluateConfig,
     PublishConfig,

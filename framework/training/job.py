@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,7 +130,8 @@ class Job:
             "seed": options.seed,
             "bf16": self.bfloat16,
             "use_cpu": self.device == "cpu",
-            "logging_steps": 5,
+            # A report never spans a checkpoint: a run that is taken up again gives the same reports.
+            "logging_steps": math.gcd(5, checkpoints.every),
             "save_steps": checkpoints.every,
             "save_total_limit": checkpoints.keep,
             "eval_strategy": "steps" if self.data.validation else "no",
@@ -158,6 +160,9 @@ class Job:
         if checkpoint:
             self.say(f"Taking up {checkpoint.name}.")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        last = self.run.reports()[-1:]
+        if self.data.validation and not any("validation_loss" in report for report in last):
+            trainer.evaluate()
         self.save(trainer.model)
 
     def save(self, model: Any) -> None:
@@ -166,18 +171,21 @@ class Job:
             model.save_pretrained(self.run.model)
             self.tokenizer().save_pretrained(self.run.model)
         else:
-            save_adapter(model, self.run.adapter, self.config.adapter.weights)
+            save_adapter(model, self.run.adapter, self.config.adapter.weights, self.base.card.name)
 
 
-def save_adapter(model: Any, folder: Path, weights: str) -> None:
+def save_adapter(model: Any, folder: Path, weights: str, base: str) -> None:
     """As PEFT saves it, the tensors in the format that is wished, and no path of this machine in its configuration."""
     import torch
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     kind = getattr(torch, weights)
-    tensors = {name: t.detach().to("cpu", kind).contiguous() for name, t in get_peft_model_state_dict(model).items()}
-    model.save_pretrained(folder)
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: tensor.detach().to("cpu", kind).contiguous() for name, tensor in state.items()}
+    model.peft_config["default"].base_model_name_or_path = base
+    # Beside it DPO keeps a copy of an adapter that it went on with.
+    model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from framework.training.run import RunFolder
 
 Say = Callable[[str], None]
+# Figures of TRL's trainers that the log keeps, beside those with a "/" in their name.
+MEASURED = frozenset(("accuracy", "margin", "mean_reward", "reward", "reward_std", "kl", "kl_coefficient", "entropy"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,11 @@ class Report:
         what = "validation loss" if self.validation else "loss"
         loss = "" if self.loss is None else f", {what} {self.loss:.4f}"
         return f"step {self.step} of {self.steps}{loss}, {duration(self.left)} left"
+
+
+def _is_measured(key: str) -> bool:
+    """Whether it belongs into the log: figures of the recipes, such as "rewards/margins" or "kl"."""
+    return "/" in key or key.removeprefix("eval_") in MEASURED
 
 
 def duration(seconds: float) -> str:
@@ -67,7 +74,7 @@ def callback(run: RunFolder, say: Say) -> Any:
             left = spent / done * (state.max_steps - state.global_step) if done else 0.0
             validation = "eval_loss" in logs
             report = Report(state.global_step, state.max_steps, loss, logs.get("learning_rate"), left, validation)
-            extra = {key: value for key, value in logs.items() if isinstance(value, int | float) and "/" in key}
+            extra = {key: value for key, value in logs.items() if isinstance(value, int | float) and _is_measured(key)}
             kind = {"validation_loss": loss} if validation else {"loss": loss, "learning_rate": report.rate}
             run.log({"step": report.step, "seconds": round(spent, 2), **kind, **extra})
             say(str(report))

@@ -15,9 +15,11 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from io import SEEK_END
+from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from framework.errors import Conflict, OperatorError
 
@@ -90,20 +92,22 @@ class RunFolder:
         found = [
             path
             for path in self.checkpoints.glob("checkpoint-*")
-            if path.name.removeprefix("checkpoint-").isdigit() and (path / "trainer_state.json").is_file()
+            if path.name.removeprefix("checkpoint-").isdigit() and _is_whole(path / "trainer_state.json")
         ]
         return max(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
 
     def log(self, values: Mapping[str, Any]) -> None:
         """Append a report."""
-        with self.log_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
+        with self.log_file.open("a+b") as file:
+            if file.tell() and not _ends_a_line(file):  # a kill has cut the last report off
+                file.write(b"\n")
+            file.write(json.dumps(values).encode("utf-8") + b"\n")
 
     def reports(self) -> list[dict[str, Any]]:
         """The training's reports by step; where a part was done again after a kill, the later ones."""
         if not self.log_file.exists():
             return []
-        lines = [json.loads(line) for line in self.log_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = list(_objects(self.log_file.read_text(encoding="utf-8")))
         latest = {(line["step"], "validation_loss" in line): line for line in lines}
         return [latest[key] for key in sorted(latest)]
 
@@ -120,8 +124,39 @@ def file_hash(path: Path) -> str:
 
 
 def files_hash(paths: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 by file name."""
-    return {path.name: file_hash(path) for path in paths}
+    """SHA-256 by file name, with as much of the path before it as tells the files apart."""
+    found = list(dict.fromkeys(paths))
+    parts = next(n for n in count(1) if len({_tail(path, n) for path in found}) == len(found))
+    return {_tail(path, parts): file_hash(path) for path in found}
+
+
+def _tail(path: Path, count: int) -> str:
+    return "/".join(path.parts[-count:])
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file holds JSON to its end."""
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _objects(text: str) -> Iterator[dict[str, Any]]:
+    """The lines that are whole."""
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+def _ends_a_line(file: IO[bytes]) -> bool:
+    file.seek(-1, SEEK_END)
+    return file.read(1) == b"\n"
 
 
 def versions() -> dict[str, str]:

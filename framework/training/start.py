@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +48,7 @@ def run_file(
     base = Catalog(settings.section("models", ModelsConfig)).resolve(config.base)
     data, hashes = load(config, folder, say)
     run = RunFolder(folder / config.out)
-    facts = {"config": asdict(config), "data": hashes, "base": {"name": base.card.name, "files": base_hashes(base)}}
+    facts = {"config": config.values(), "data": hashes, "base": {"name": base.card.name, "files": base_hashes(base)}}
     if run.begin(facts, restart):
         say(f"{run.path} is finished already; --restart trains again.")
         return run, config
