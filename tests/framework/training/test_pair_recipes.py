@@ -1,0 +1,154 @@
+"""Rerankers and embedders trained on a model of 32 dimensions, in seconds."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from framework.errors import CallerError
+from framework.models.catalog import Catalog
+from framework.models.embedders import load_embedder
+from framework.models.rerankers import load_reranker
+from framework.testing.tiny_bert import WORDS, write_bert
+from framework.training.config import AdapterConfig, CheckpointConfig, OptimizerConfig, PairsConfig, TrainConfig
+from framework.training.data import Data
+from framework.training.job import Job
+from framework.training.recipes import embedding, reranker
+from framework.training.recipes.pairs import Batches
+from framework.training.rows import PairRow, Provenance
+from framework.training.run import RunFolder
+
+HALF = len(WORDS) // 2
+
+
+def pairs(count: int = 48) -> list[PairRow]:
+    """A query's word means the word that lies half the vocabulary further on: nothing that an untrained model knows."""
+    dice = random.Random(3)
+    rows = []
+    for i in range(count):
+        asked = i % HALF
+        others = [WORDS[HALF + j] for j in range(HALF) if j != asked]
+        negatives = tuple(f"the {word} on {dice.choice(WORDS)}" for word in dice.sample(others, 2))
+        positive = f"the {WORDS[HALF + asked]} on {dice.choice(WORDS)}"
+        rows.append(PairRow(f"a {WORDS[asked]}", positive, f"d{asked}", Provenance("test"), negatives))
+    return rows
+
+
+def job(folder: Path, name: str = "run", rows: list[PairRow] | None = None, **changes: Any) -> Job:
+    """A job on a tiny model, its run begun."""
+    base = folder / "base"
+    if not base.exists():
+        write_bert(base, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    optimizer = OptimizerConfig(
+        learning_rate=5e-3, steps=40, sequences=6, precision="float32", schedule="constant_with_warmup"
+    )
+    config = TrainConfig(
+        recipe="reranker",
+        name="tiny",
+        base=str(base),
+        out=folder / name,
+        adapter=AdapterConfig(rank=8, targets=("query", "key", "value", "dense"), weights="float32"),
+        optimizer=optimizer,
+        pairs=PairsConfig(negatives=2, head_learning_rate=1e-2),
+        checkpoints=CheckpointConfig(every=10),
+    )
+    config = replace(config, **changes)
+    run = RunFolder(folder / name)
+    run.begin({"config": name})
+    return Job(config, Catalog().resolve(str(base)), Data(tuple(rows or pairs()), ()), run, say=lambda _: None)
+
+
+def losses(run: RunFolder) -> list[float]:
+    return [report["loss"] for report in run.reports()]
+
+
+def preferred(folder: Path, rows: list[PairRow]) -> float:
+    """The share of rows whose positive is scored best."""
+    model = load_reranker(str(folder))
+    return float(np.mean([model.score(row.query, [row.positive, *row.negatives]).argmax() == 0 for row in rows]))
+
+
+def test_an_adapter_and_head_are_trained_and_served(tmp_path: Path) -> None:
+    work = job(tmp_path)
+    reranker.train(work)
+    sizes = {path.name: path.stat().st_size for path in work.run.adapter.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "head.safetensors", "reranker.json"} == set(sizes)
+    assert losses(work.run)[-1] < 0.7 * losses(work.run)[0]
+    assert preferred(work.run.adapter, pairs()) > 0.8
+    assert str(tmp_path) not in (work.run.adapter / "adapter_config.json").read_text().replace(
+        str(tmp_path / "base"), ""
+    )
+
+
+def test_a_run_that_is_taken_up_again_has_the_losses_of_one_that_was_not_stopped(tmp_path: Path) -> None:
+    whole = job(tmp_path, "whole")
+    reranker.train(whole)
+
+    def killed(text: str) -> None:
+        if text.startswith("step 15 "):
+            raise KeyboardInterrupt
+
+    first = replace(job(tmp_path, "halves"), say=killed)
+    with pytest.raises(KeyboardInterrupt):
+        reranker.train(first)
+    second = replace(first, say=lambda _: None)
+    reranker.train(second)
+    np.testing.assert_allclose(losses(second.run), losses(whole.run), rtol=1e-5)
+
+
+def test_a_cross_encoder_is_trained_and_served_as_a_model_of_its_own(tmp_path: Path) -> None:
+    config = PairsConfig(kind="cross-encoder", negatives=2, head_learning_rate=1e-2)
+    work = job(tmp_path, pairs=config)
+    reranker.train(work)
+    assert losses(work.run)[-1] < losses(work.run)[0]
+    assert preferred(work.run.model, pairs()) > 0.5
+
+
+def test_an_embedder_is_trained_and_served_as_a_space_of_its_own(tmp_path: Path) -> None:
+    work = job(tmp_path)
+    embedding.train(work)
+    before, after = load_embedder(str(tmp_path / "base")), load_embedder(str(work.run.model))
+    assert before.info.id != after.info.id
+    assert before.info.dimensions == after.info.dimensions
+    assert losses(work.run)[-1] < 0.7 * losses(work.run)[0]
+
+    def right(model: Any) -> float:
+        found = [
+            (model.embed_documents([row.positive, *row.negatives]) @ model.embed_query(row.query)).argmax() == 0
+            for row in pairs()
+        ]
+        return float(np.mean(found))
+
+    assert right(after) > max(0.8, right(before))
+
+
+def test_rows_without_negatives_get_hard_ones_from_the_other_rows(tmp_path: Path) -> None:
+    rows = [replace(row, negatives=()) for row in pairs()]
+    work = job(tmp_path, rows=rows, optimizer=OptimizerConfig(steps=1, sequences=4, precision="float32"))
+    reranker.train(work)
+    assert len(losses(work.run)) <= 1
+
+
+def test_too_few_documents_for_the_negatives_are_an_error(tmp_path: Path) -> None:
+    rows = [replace(row, negatives=(), document="one") for row in pairs(4)]
+    with pytest.raises(CallerError, match="only 0 negatives for 'a the'"):
+        reranker.train(job(tmp_path, rows=rows))
+
+
+def test_no_document_has_two_rows_in_a_batch_and_every_row_comes_once_an_epoch() -> None:
+    rows = pairs(100)
+    batches = Batches(rows, 6, seed=1)
+    epochs = []
+    for epoch in range(2):
+        batches.set_epoch(epoch)
+        epochs.append(list(batches))
+        assert sorted(i for batch in batches for i in batch) == list(range(100))
+        assert all(len({rows[i].document for i in batch}) == len(batch) <= 6 for batch in batches)
+        assert len(epochs[-1]) == len(batches)
+    assert epochs[0] != epochs[1]
+    assert epochs[0] == list(Batches(rows, 6, seed=1)), "the order depends on the seed and the epoch alone"
