@@ -1,4 +1,4 @@
-"""`lectern eval`: run tasks, compare runs, list what ships."""
+"""`lectern eval`: run tasks, compare runs, list what ships; `promotion_commands.py` has the rest."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from evals.promotion_commands import commands
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -195,3 +197,7 @@ def _console() -> Console:
     from rich.console import Console
 
     return Console()
+
+
+for each in commands(_progress):
+    evaluate.add_command(each)

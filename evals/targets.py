@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,7 @@ from evals.sample import Cited, Output, Sample
 from evals.task import Task
 from framework.config import Settings
 from framework.documents import content_hash
-from framework.errors import CallerError, ConfigError
+from framework.errors import CallerError, ConfigError, NotFound
 from framework.retrieval.config import MAX_K
 
 if TYPE_CHECKING:
@@ -46,25 +46,32 @@ class Target(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PythonConfig:
-    """Section `[target]` with `kind = "python"`: `function = "FILE.py:NAME"`, relative to the task file."""
+    """Section `[target]` with `kind = "python"`.
+
+    Attributes:
+        function: "FILE.py:NAME", relative to the task file.
+        model: what the function gets as its second argument; empty: it has only one. `promote` sets it.
+    """
 
     kind: Literal["python"]
     function: str
+    model: str = ""
 
 
 class PythonTarget:
-    """A function of one question, plain or async.
+    """A function of a question, or of a question and a model's name, plain or async.
 
     It returns the answer as text, or document ids (best first), or an `Output`, or a mapping with `Output`'s fields. A
     plain function runs in a thread; one that outlives the time-out can't be stopped and goes on in the background.
     """
 
-    def __init__(self, function: Callable[[str], Any], about: Mapping[str, Any]) -> None:
+    def __init__(self, function: Callable[..., Any], about: Mapping[str, Any], *more: str) -> None:
         self.function = function
         self.about = about
+        self.more = more
 
     @classmethod
-    def load(cls, config: PythonConfig, base: Path) -> PythonTarget:
+    def load(cls, config: PythonConfig, base: Path, settings: Settings) -> PythonTarget:
         """Import the file and take the function.
 
         Raises:
@@ -79,12 +86,15 @@ class PythonTarget:
         if not callable(function):
             raise ConfigError(f"{path} has no function {name!r}.", field="target.function")
         source = content_hash(path.read_text(encoding="utf-8"))
-        return cls(function, {"kind": "python", "function": name, "source": source})
+        about = {"kind": "python", "function": name, "source": source}
+        if not config.model:
+            return cls(function, about)
+        return cls(function, {**about, "model": config.model, **adapter_of(config.model, settings)}, config.model)
 
     async def answer(self, sample: Sample) -> Output:
         if inspect.iscoroutinefunction(self.function):
-            return to_output(await self.function(sample.question))
-        return to_output(await asyncio.to_thread(self.function, sample.question))
+            return to_output(await self.function(sample.question, *self.more))
+        return to_output(await asyncio.to_thread(self.function, sample.question, *self.more))
 
 
 def to_output(value: Any) -> Output:
@@ -191,6 +201,18 @@ def without_markers(answer: Answer) -> str:
     return re.sub(rf"\s*\[(?:{numbers})\]", "", answer.text) if numbers else answer.text
 
 
+def adapter_of(model: str, settings: Settings) -> dict[str, str]:
+    """The content that an adapter's name has now, so that a run with other content is another run."""
+    from framework.models.adapters import AdapterStore, split_name
+
+    base, name = split_name(model)
+    if name:
+        with suppress(NotFound):
+            found = AdapterStore.open(settings).show(name, settings.core.tenant)
+            return {"adapter": found.digest} if found.base == base else {}
+    return {}
+
+
 def section(values: Mapping[str, Any], kind: type[C], task: Task, settings: Settings) -> C:
     """The keys as the dataclass `kind`, with errors that name `target.KEY` and the task file."""
     return Settings({"target": values}, settings.base, task.path).section("target", kind)
@@ -224,7 +246,7 @@ async def open_target(task: Task, dataset: Dataset, settings: Settings, progress
 
 @asynccontextmanager
 async def _open_python(task: Task, dataset: Dataset, settings: Settings, progress: Progress) -> AsyncIterator[Target]:
-    yield PythonTarget.load(section(task.target, PythonConfig, task, settings), task.base)
+    yield PythonTarget.load(section(task.target, PythonConfig, task, settings), task.base, settings)
 
 
 @asynccontextmanager
@@ -256,6 +278,7 @@ async def _open_agent(task: Task, dataset: Dataset, settings: Settings, progress
             "agent": asdict(config),
             "search": asdict(search),
             "chat": config.model or models.chat,
+            **adapter_of(config.model or models.chat, settings),
         }
         async with Agent.from_config(config, settings, knowledge=[knowledge.retriever(search)]) as agent:
             yield AgentTarget(agent, about)

@@ -17,7 +17,7 @@ from framework.registry import Registry
 from framework.terminal import plain
 
 SUMMARIES = {
-    "adapters": "Add, list and switch LoRA and (IA)³ adapters.",
+    "adapters": "Add, check, list and switch LoRA and (IA)³ adapters.",
     "ask": "Ask one question and print the cited answer.",
     "chat": "Talk with an agent in the terminal.",
     "collections": "List, inspect and remove collections and documents.",

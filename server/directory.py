@@ -205,7 +205,7 @@ class Directory:
     def _adapted(self) -> list[str]:
         """The models that are a base with an active adapter."""
         known = self.adapters.list(self.library.tenant)
-        return [f"{name}:{a.name}" for name, base in self._bases.items() for a in known if a.active and a.base == base]
+        return [f"{name}:{a.name}" for name, base in self._bases.items() for a in known if a.usable and a.base == base]
 
     def _load_chat(self, name: str) -> ChatModel:
         from framework.models.chat import load_chat

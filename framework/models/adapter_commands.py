@@ -11,18 +11,33 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from framework.config import Settings
+from framework.registry import Registry
 from framework.terminal import plain
 
 if TYPE_CHECKING:
-    from framework.models.adapters import AdapterStore, NamedAdapter
+    from framework.models.adapters import AdapterStore
+    from framework.models.named_adapter import NamedAdapter
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 NAME = click.argument("name")
 
 
-@click.group()
+class Adapters(click.Group):
+    """Its own commands, and those of the layers above, found by entry point: what trains adapters also checks them."""
+
+    others: Registry[click.Command] = Registry("command of adapters", "lectern.commands.adapters")
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *self.others.names()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        return own or (self.others.get(cmd_name) if cmd_name in self.others else None)
+
+
+@click.group(cls=Adapters)
 def adapters() -> None:
-    """Add, list and switch LoRA and (IA)³ adapters.
+    """Add, check, list and switch LoRA and (IA)³ adapters.
 
     An adapter NAME on the model BASE is asked for as the model BASE:NAME, wherever a model is named.
     """
@@ -37,7 +52,8 @@ def adapters() -> None:
 def add(name: str, folder: Path, base: str | None, overwrite: bool, as_json: bool) -> None:
     """Add the adapter in FOLDER, as PEFT's save_pretrained wrote it, under NAME.
 
-    Its two files are checked against the base and copied; FOLDER is not needed any more.
+    Its two files are checked against the base and copied; FOLDER is not needed any more. Its state is "unchecked"
+    until `lectern adapters check NAME` has compared what is served with what PEFT gives.
     """
     from framework.models.catalog import Catalog
     from framework.models.config import ModelsConfig
@@ -62,9 +78,12 @@ def list_adapters(as_json: bool) -> None:
     else:
         width = max(len(adapter.name) for adapter in found)
         for adapter in found:
-            state = ", ".join(["active" if adapter.active else "deactivated", *(["pinned"] if adapter.pinned else [])])
+            origin = ["shipped"] if adapter.origin == "shipped" else []
+            before = ["before the one that ships"] if store.hides(adapter) else []
+            state = ", ".join([adapter.state, *(["pinned"] if adapter.pinned else []), *origin, *before])
             size = f"{adapter.bytes / 1e6:.1f} MB"
-            click.echo(f"{adapter.name:{width}}  {state}  {size}  {plain(adapter.base)}  {adapter.digest[:12]}")
+            why = f"  {plain(adapter.reason)}" if adapter.state == "refused" else ""
+            click.echo(f"{adapter.name:{width}}  {state}  {size}  {plain(adapter.base)}  {adapter.digest[:12]}{why}")
 
 
 @adapters.command()
@@ -132,7 +151,10 @@ def _opened() -> tuple[Settings, AdapterStore]:
 
 def _row(adapter: NamedAdapter) -> dict[str, Any]:
     values = asdict(adapter)
-    return {"model": adapter.model, **{key: value for key, value in values.items() if key != "tenant"}}
+    left_out = ("tenant", "parity", "previous", "promotion")
+    shown = {key: value for key, value in values.items() if key not in left_out}
+    earlier = [version.digest for version in reversed(adapter.previous)]
+    return {"model": adapter.model, "state": adapter.state, **shown, "rollback_to": earlier}
 
 
 def _print(adapter: NamedAdapter, as_json: bool) -> None:
@@ -140,9 +162,15 @@ def _print(adapter: NamedAdapter, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(values, indent=2, ensure_ascii=False))
         return
-    width = max(map(len, values))
-    for key, value in values.items():
-        shown = {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
-        if key == "added":
-            shown = datetime.fromtimestamp(value).astimezone().isoformat(" ", "seconds")
-        click.echo(f"{key:{width}}  {plain(str(shown))}")
+    shown = {key: text for key, value in values.items() if (text := _shown(key, value))}
+    width = max(map(len, shown))
+    for key, text in shown.items():
+        click.echo(f"{key:{width}}  {plain(text)}")
+
+
+def _shown(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if key == "added":
+        return datetime.fromtimestamp(value).astimezone().isoformat(" ", "seconds")
+    return ", ".join(digest[:12] for digest in value) if key == "rollback_to" else str(value)

@@ -15,7 +15,8 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from framework.errors import CallerError, NotFound
-from framework.models.adapters import NamedAdapter
+from framework.models.named_adapter import NamedAdapter
+from framework.models.named_adapter import State as AdapterState
 from server.routes.json_route import JsonRoute
 from server.routes.responses import ERRORS, json_response
 from server.schemas import Strict
@@ -44,6 +45,8 @@ class AdapterBody(BaseModel):
     digest: str
     bytes: int
     created: int
+    state: AdapterState = Field(description="live: passed the parity gate; unchecked: nobody asked it; refused by it.")
+    reason: str = Field(description="Why the parity gate refused it; empty otherwise.")
     active: bool
     pinned: bool
 
@@ -155,6 +158,8 @@ def _body(adapter: NamedAdapter, state: ServerState) -> AdapterBody:
         digest=adapter.digest,
         bytes=adapter.bytes,
         created=int(adapter.added),
+        state=adapter.state,
+        reason=adapter.reason,
         active=adapter.active,
         pinned=adapter.pinned,
     )

@@ -73,9 +73,10 @@ def test_from_adding_to_removing(type_: Type, base: Path, made: Path) -> None:
     assert added.status == 0
     assert added.json["model"] == f"{base}:support"
     assert added.json["active"] is True
+    assert added.json["state"] == "unchecked"
     assert type_("list", "--json").json == [added.json]
     assert type_("show", "support", "--json").json == added.json
-    assert type_("deactivate", "support", "--json").json == {**added.json, "active": False}
+    assert type_("deactivate", "support", "--json").json == {**added.json, "active": False, "state": "deactivated"}
     assert "deactivated" in type_("list").out
     assert type_("activate", "support", "--json").json == added.json
     assert type_("pin", "support", "--json").json == {**added.json, "pinned": True}
@@ -99,6 +100,7 @@ def test_what_is_shown_is_what_was_added(type_: Type, base: Path, made: Path) ->
     shown = type_("show", "support").out
     assert f"model   {base}:support" in shown
     assert "active  yes" in shown
+    assert "state   unchecked" in shown
 
 
 @pytest.mark.parametrize(
