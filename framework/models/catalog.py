@@ -194,6 +194,7 @@ def _preset_card(name: str, preset: Preset) -> ModelCard:
         query_prefix=preset.query_prefix,
         document_prefix=preset.document_prefix,
         guided=preset.guided,
+        roles=preset.roles,
         extra={"size_mb": preset.size, "hub": preset.hub},
     )
 
@@ -247,10 +248,10 @@ def _front_matter(folder: ModelFolder) -> dict[str, Any]:
 
 def _kind(folder: ModelFolder, config: Mapping[str, Any]) -> Kind:
     architecture = " ".join(map(str, config.get("architectures") or ()))
+    if "ForSequenceClassification" in architecture:  # sentence-transformers saves these with modules too
+        return "reranker"
     if folder.file("modules.json"):
         return "embedding"
-    if "ForSequenceClassification" in architecture:
-        return "reranker"
     return "chat" if re.search("CausalLM|LMHead|ConditionalGeneration", architecture) else "embedding"
 
 

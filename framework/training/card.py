@@ -14,7 +14,7 @@ from framework.training.run import RunFolder
 
 def write(run: RunFolder, config: TrainConfig, base: Resolved, data: Data) -> None:
     """Write README.md beside the result, with the front matter that model hubs read."""
-    folder = run.model if config.adapter.kind == "full" else run.adapter
+    folder = run.model if run.model.is_dir() else run.adapter
     (folder / "README.md").write_text("\n".join(_lines(run, config, base, data)) + "\n", encoding="utf-8")
 
 
