@@ -6,6 +6,9 @@ passage comes first: questions on one passage share all that stands before them.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 
 from framework.messages import Message, system, user
@@ -19,6 +22,23 @@ class Style(StrEnum):
 
     BRIEF = "Answer in few words."
     SENTENCE = "Answer in a sentence."
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a reader is asked. `passage` has its heading before it."""
+
+    passage: str
+    question: str
+    style: Style
+
+
+_FORM = re.compile(
+    r"Passage: (?P<passage>.*)\n\n(?:Earlier question: .*\nEarlier answer: .*\n)?Question: (?P<question>.*)\n(?P<style>"
+    + "|".join(re.escape(style.value) for style in Style)
+    + ")",
+    re.DOTALL,
+)
 
 
 def reading_messages(
@@ -40,3 +60,11 @@ def reading_messages(
         system(SYSTEM),
         user(f"Passage: {head}{passage}\n\n{earlier}Question: {question}\n{style.value}"),
     ]
+
+
+def taken_apart(messages: Sequence[Message]) -> Asked | None:
+    """What `reading_messages` has put together; None for another conversation."""
+    if len(messages) != 2 or messages[0] != system(SYSTEM) or messages[1].role != "user":
+        return None
+    found = _FORM.fullmatch(messages[1].content)
+    return Asked(found["passage"], found["question"], Style(found["style"])) if found else None
