@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from framework.errors import CallerError
 from framework.messages import Message, ToolCall, ToolSpec, assistant, system, user
+from framework.prompts.tool_formats import NO_TOOL
 from framework.training.datasets import ChatRow, Provenance, read_objects
 
 Text = Annotated[str, Field(min_length=1)]
 STRICT = ConfigDict(frozen=True, extra="forbid")
-NO_TOOL = "None of my tools can do that."
 # What stands in the system turn above the tools: nothing, or words of an agent's.
 SYSTEMS = (
     "",
@@ -140,7 +140,7 @@ def calling_rows(boxes: Sequence[Toolbox], unrelated: int = 3, seed: int = 0) ->
         strange = dice.sample(others, min(unrelated, len(others)))
         rows += [_row(box, head, tools, _refused(dice.choice(o.requests).q)) for o in strange if o.requests]
         more = [_spec(tool) for other in strange[:2] for tool in other.tools]
-        if box.requests and more and dice.random() < 0.5:
+        if box.requests and more and dice.random() < 0.25:
             many = {tool.name: tool for tool in (*more, *tools)}  # its own go before others of the same name
             mixed = dice.sample(list(many.values()), len(many))
             rows += [_row(box, head, mixed, _served(request, box)) for request in dice.sample(box.requests, 1)]
