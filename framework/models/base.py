@@ -141,6 +141,8 @@ def _require(valid: bool, name: str, value: object, range_: str) -> None:
 
 
 GREEDY = GenerationParams()
+# What an adapter may have been trained for: to answer from one passage, or to call tools.
+Role: TypeAlias = Literal["reader", "caller"]
 
 
 @runtime_checkable
@@ -151,7 +153,8 @@ class ChatModel(Protocol):
     `tool_choice`, what it yields are calls whose arguments are valid under the tool's schema wherever the
     implementation can enforce that. Closing the iterator cancels the work. `constraint` and tools exclude each other.
     An implementation may have an attribute `guided`, true of a model that is too small to call a tool by itself: agents
-    then search for it, and ask it which tool, and then for the call.
+    then search for it, and ask it which tool, and then for the call. It may also have a method `in_role`; see the
+    function of that name.
 
     Raises:
         CallerError: the request is wrong, or the prompt is longer than the context (the message gives both lengths).
@@ -177,6 +180,13 @@ class ChatModel(Protocol):
     def count_tokens(self, text: str) -> int:
         """Tokens in `text`; an estimate, never too low by more than a tenth, where the tokenizer is not at hand."""
         ...
+
+
+def in_role(model: ChatModel, role: Role) -> ChatModel | None:
+    """The model as it was trained for a role, where it was; it is the owner's to close. May look at the disk."""
+    trained = getattr(model, "in_role", None)
+    found: ChatModel | None = trained(role) if trained is not None else None
+    return found
 
 
 async def complete(
@@ -280,6 +290,7 @@ class ModelCard:
         context_length: tokens in all (chat), or the longest input (embedding, reranker).
         licence: SPDX identifier where known.
         guided: a chat model too small to call a tool by itself.
+        roles: names of the adapters that take a role for it.
     """
 
     name: str
@@ -293,4 +304,5 @@ class ModelCard:
     document_prefix: str = ""
     revision: str | None = None
     guided: bool = False
+    roles: Mapping[Role, str] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from framework.config import Settings
 from framework.engine.adapter import Adapter
 from framework.errors import CallerError
-from framework.models.base import ChatModel, ModelCard
+from framework.models.base import ChatModel, ModelCard, Role
 from framework.models.config import DEFAULTS, ModelsConfig
 from framework.models.progress import Report, silent
 from framework.registry import Registry
@@ -60,6 +60,7 @@ def load_chat(
     resolved = Catalog(config).resolve(base, progress=progress)
     _require_chat(resolved.card)
     adapter = _adapter(adapter_name, resolved.card, settings, tenant) if adapter_name else None
+    roles = {} if adapter else _roles(resolved.card, settings, tenant)
     return LocalChat(
         resolved.path,
         f"{resolved.card.name}:{adapter_name}" if adapter_name else resolved.card.name,
@@ -67,6 +68,7 @@ def load_chat(
         threads=config.threads,
         guided=resolved.card.guided,
         adapter=adapter,
+        roles=roles,
     )
 
 
@@ -94,12 +96,25 @@ def check_chat(
 
 def _adapter(name: str, base: ModelCard, settings: Settings | None, tenant: str | None) -> Callable[[], Adapter]:
     """What gives the adapter as it is at each request; it is there and active now."""
-    from framework.models.adapters import AdapterStore, base_id
-
-    settings = settings or Settings.load()
-    get = partial(AdapterStore.open(settings).get, name, tenant or settings.core.tenant, base_id(base))
+    get = _getter(name, base, settings or Settings.load(), tenant)
     get()
     return get
+
+
+def _roles(
+    card: ModelCard, settings: Settings | None, tenant: str | None
+) -> dict[Role, tuple[str, Callable[[], Adapter]]]:
+    """The adapters that take a role for a model, looked up when they are asked for: they may come and go."""
+    if not card.roles:
+        return {}
+    settings = settings or Settings.load()
+    return {role: (name, _getter(name, card, settings, tenant)) for role, name in card.roles.items()}
+
+
+def _getter(name: str, base: ModelCard, settings: Settings, tenant: str | None) -> Callable[[], Adapter]:
+    from framework.models.adapters import AdapterStore, base_id
+
+    return partial(AdapterStore.open(settings).get, name, tenant or settings.core.tenant, base_id(base))
 
 
 def _require_chat(card: ModelCard) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,11 @@ from typing import TYPE_CHECKING
 
 from framework.engine.adapter import Adapter
 from framework.engine.sequence import Request, SamplingParams
-from framework.errors import CallerError, ModelUnavailable
+from framework.errors import CallerError, Conflict, ModelUnavailable, NotFound
 from framework.messages import Delta, FinishReason, Message, ToolSpec, Usage
 from framework.models import engines
 from framework.models.adapters import split_name
-from framework.models.base import AUTO, GREEDY, TENANT, Constraint, GenerationParams, ToolChoice
+from framework.models.base import AUTO, GREEDY, TENANT, Constraint, GenerationParams, Role, ToolChoice
 from framework.models.chat_text import shared_text
 from framework.models.config import EngineConfig
 from framework.models.constraints import Grammar, constraint_grammar, tool_grammar
@@ -64,6 +65,7 @@ class LocalChat:
         adapter: gives the adapter that answers, asked for each request, so that it can be replaced while others run.
         salt: prompts of different salts never share what is cached; None: the tenant that the task works for.
         priority: of its requests; lower goes first.
+        roles: what gives the adapter that it was trained with for a role; see `framework.models.base.in_role`.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class LocalChat:
         adapter: Callable[[], Adapter] | None = None,
         salt: str | None = None,
         priority: int = 0,
+        roles: Mapping[Role, tuple[str, Callable[[], Adapter]]] | None = None,
     ) -> None:
         self.folder = folder
         self.guided = guided
@@ -86,6 +89,10 @@ class LocalChat:
         self._adapter = adapter
         self._salt = salt
         self._priority = priority
+        self._roles = dict(roles or {})
+        self._in_role: dict[Role, LocalChat] = {}
+        self._role_lock = threading.Lock()
+        self._config, self._threads = config, threads
         self._text = shared_text(folder, name)
         self._lease = engines.lease(folder, split_name(name)[0] if adapter else name, config, threads)
         self._closed = False
@@ -99,6 +106,29 @@ class LocalChat:
     @property
     def context_length(self) -> int:
         return self._text.context_length
+
+    def in_role(self, role: Role) -> LocalChat | None:
+        """This model with the adapter for a role, in the same engine; None where there is none that may be used now."""
+        if role not in self._roles:
+            return None
+        name, adapter = self._roles[role]
+        try:
+            adapter()
+        except (NotFound, Conflict):
+            return None
+        with self._role_lock:
+            if role not in self._in_role and not self._closed:
+                self._in_role[role] = LocalChat(
+                    self.folder,
+                    f"{self._name}:{name}",
+                    config=self._config,
+                    threads=self._threads,
+                    calls=self._calls,
+                    adapter=adapter,
+                    salt=self._salt,
+                    priority=self._priority,
+                )
+            return self._in_role.get(role)
 
     def count_tokens(self, text: str) -> int:
         return self._text.tokens.count(text)
@@ -144,6 +174,8 @@ class LocalChat:
         """Take no more requests and close; answers that are being written get so many seconds to end in."""
         self._closed = True
         self._dropped.detach()
+        for other in self._others():
+            await other.drain(seconds)
         await self._lease.drain(seconds)
         self._text.close()
 
@@ -151,8 +183,15 @@ class LocalChat:
         """Stop at once: answers that are being written end with an error, unless other chats share the engine."""
         self._closed = True
         self._dropped.detach()
+        for other in self._others():
+            other.close()
         self._lease.release()
         self._text.close()
+
+    def _others(self) -> list[LocalChat]:
+        """Those that answer in a role, which close with this one."""
+        with self._role_lock:
+            return [self._in_role.pop(role) for role in list(self._in_role)]
 
     def _prepare(self, asked: _Asked) -> _Answer:
         """What can be known before the model is needed. Runs in a worker thread.

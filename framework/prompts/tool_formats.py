@@ -20,6 +20,8 @@ RESPONSE, RESPONSE_END = "<tool_response>", "</tool_response>"
 TOOLS, TOOLS_END = "<tools>", "</tools>"
 TAGS = (CALL, CALL_END, RESPONSE, RESPONSE_END, TOOLS, TOOLS_END)
 
+NO_TOOL = "None of my tools can do that."  # what a model that was trained to call tools says where none fits
+
 INSTRUCTIONS = f"""You can call these tools. Each line describes one, with the JSON schema of its parameters:
 {TOOLS}
 {{tools}}

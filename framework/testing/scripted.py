@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from framework.errors import CallerError, ConfigError
 from framework.messages import Completion, Delta, Message, ToolCall, ToolCallDelta, ToolSpec, Usage
-from framework.models.base import AUTO, GREEDY, Constraint, GenerationParams, ToolChoice
+from framework.models.base import AUTO, GREEDY, ChatModel, Constraint, GenerationParams, Role, ToolChoice
 from framework.models.request import check_request
 
 Reply: TypeAlias = str | ToolCall | Sequence[ToolCall] | Completion | Exception
@@ -46,15 +46,22 @@ class ScriptedChat:
             and the tools and returns one of these.
         context_length: a longer prompt is refused, as a real model would; a token is a word or a mark here.
         guided: plays a model that is too small to call a tool by itself; see `ChatModel`.
+        roles: what it is in the roles that adapters trained it for.
 
     Raises:
         AssertionError: from `stream`, when it is asked more often than it has turns.
     """
 
     def __init__(
-        self, turns: Iterable[Turn], name: str = "scripted", context_length: int = 8192, guided: bool = False
+        self,
+        turns: Iterable[Turn],
+        name: str = "scripted",
+        context_length: int = 8192,
+        guided: bool = False,
+        roles: Mapping[Role, ChatModel] | None = None,
     ) -> None:
         self.guided = guided
+        self.roles = dict(roles or {})
         self.turns = tuple(turns)
         self.requests: list[Request] = []
         self._name = name
@@ -68,6 +75,9 @@ class ScriptedChat:
     @property
     def context_length(self) -> int:
         return self._context_length
+
+    def in_role(self, role: Role) -> ChatModel | None:
+        return self.roles.get(role)
 
     def count_tokens(self, text: str) -> int:
         return len(re.findall(r"\w+|[^\w\s]", text))
