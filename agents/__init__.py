@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from agents.agent import Agent
-from agents.config import AgentConfig, QuotingConfig
+from agents.config import AgentConfig, QuotingConfig, ReadingConfig
 from agents.events import (
     Answer,
     AnswerDelta,
@@ -25,6 +25,7 @@ __all__ = [
     "Budget",
     "Event",
     "QuotingConfig",
+    "ReadingConfig",
     "RunFinished",
     "RunStarted",
     "StopReason",

@@ -11,7 +11,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias, runtime_checkable
 
-from agents.config import AgentConfig, QuotingConfig
+from agents.config import AgentConfig, QuotingConfig, ReadingConfig
 from agents.events import Answer, Event
 from agents.limits import Budget
 from framework.bridge import iterate_sync, run_sync
@@ -48,6 +48,7 @@ class Knowledge(Protocol):
 
 
 Source: TypeAlias = "str | Knowledge"
+MODES = ("auto", "read", "quote", "write")
 
 
 class Agent:
@@ -65,10 +66,12 @@ class Agent:
         knowledge: collection names, or retrievers. It cites what it finds there.
         tools: functions decorated with `@tool`, other tools, or names of installed ones.
         model: a chat model, or a name that `load_chat` knows; None: the configured one.
-        mode: "quote" answers with the documents' own sentences, which any model can do; "write" lets the model write
-            from numbered passages. Without knowledge the model always writes.
+        mode: "read" answers from one passage, in a sentence with its source; "quote" answers with the documents' own
+            sentences, which any model can do; "write" lets the model write from numbered passages; "auto" reads where
+            the model has an adapter for it, and quotes otherwise. Without knowledge the model always writes.
         budget: the most that one run may use.
         quoting: how sentences are chosen, and when a question is declined.
+        reading: how passages are read, and when a question is declined.
         settings: None reads lectern.toml.
         tenant: None takes the settings'.
     """
@@ -80,14 +83,15 @@ class Agent:
         knowledge: Iterable[Source] = (),
         tools: Iterable[Tool | str] = (),
         model: str | ChatModel | None = None,
-        mode: Mode = "quote",
+        mode: Mode = "auto",
         budget: Budget = Budget(),  # noqa: B008  frozen
         quoting: QuotingConfig = QuotingConfig(),  # noqa: B008  frozen
+        reading: ReadingConfig = ReadingConfig(),  # noqa: B008  frozen
         settings: Settings | None = None,
         tenant: str | None = None,
     ) -> None:
-        if mode not in ("quote", "write"):
-            raise CallerError(f"mode must be 'quote' or 'write', got {mode!r}.", field="mode")
+        if mode not in MODES:
+            raise CallerError(f"mode must be one of {', '.join(MODES)}, got {mode!r}.", field="mode")
         for argument, value in (("knowledge", knowledge), ("tools", tools)):
             if isinstance(value, str):
                 raise CallerError(
@@ -100,6 +104,7 @@ class Agent:
         self.mode: Mode = mode
         self.budget = budget
         self.quoting = quoting
+        self.reading = reading
         self._settings = settings
         self._tenant = tenant
         self._model = model
@@ -127,6 +132,7 @@ class Agent:
             mode=config.mode,
             budget=config.budget,
             quoting=config.quoting,
+            reading=config.reading,
             settings=settings,
             tenant=tenant,
         )
@@ -264,6 +270,7 @@ class Agent:
                     shelves,
                     partial(self._chat_model, settings, tenant),
                     self.quoting,
+                    self.reading,
                 )
                 self._runner = runner = Runner(deps, Threads(settings.home))
             return runner

@@ -179,6 +179,42 @@ def best_sentence(statement: str, passage: Passage) -> tuple[int, int]:
     return spans[scores.index(max(scores))]
 
 
+def sentence_with(
+    answer: str, question: str, passage: Passage, within: tuple[int, int] | None = None
+) -> tuple[int, int]:
+    """The span, within the passage's text, of the sentence that holds an answer.
+
+    Of several that hold it, the one that shares most with the question; where none does, the one that shares most with
+    both. An answer that reaches over several sentences gives them all.
+
+    Args:
+        within: the part of the text to look in; None: all of it.
+    """
+    text = passage.hit.chunk.text
+    first, last = within or (0, len(text))
+    sentences = [(s.start, s.end) for s in split_sentences(text) if first < s.end and s.start < last]
+    spans = []
+    for start, end in _occurrences(answer, text, first, last):
+        touched = [sentence for sentence in sentences if sentence[0] < end and start < sentence[1]]
+        spans.append((min(start, touched[0][0]), max(end, touched[-1][1])) if touched else (start, end))
+    if not spans:
+        return best_sentence(f"{question} {answer}", passage)
+    wanted = Counter(_words(question))
+    return max(spans, key=lambda span: _similarity(wanted, Counter(_words(text[span[0] : span[1]]))))
+
+
+def _occurrences(answer: str, text: str, first: int, last: int) -> list[tuple[int, int]]:
+    """Where an answer stands in a text, whatever its case and white space: as whole words, or else anyhow."""
+    words = r"\s+".join(re.escape(word) for word in answer.rstrip(" .").split())
+    if not words:
+        return []
+    for pattern in (rf"(?<!\w){words}(?!\w)", words):
+        found = [match.span() for match in re.compile(pattern, re.IGNORECASE).finditer(text, first, last)]
+        if found:
+            return found
+    return []
+
+
 def _words(text: str) -> Sequence[str]:
     return WORD.findall(text.casefold())
 

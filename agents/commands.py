@@ -34,7 +34,9 @@ def agent_options(command: F) -> F:
     for option in (
         click.option("-m", "--model", help="Chat model; default: the configured one."),
         click.option(
-            "--mode", type=click.Choice(["quote", "write"]), help="Quote the documents, or let the model write."
+            "--mode",
+            type=click.Choice(["auto", "read", "quote", "write"]),
+            help="Read the passages, quote them, or let the model write; auto reads where the model has learned it.",
         ),
         click.option("-t", "--tool", "tools", multiple=True, metavar="NAME", help="An installed tool; repeatable."),
         click.option("-c", "--collection", "collections", multiple=True, metavar="NAME", help="Repeatable."),

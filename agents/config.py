@@ -43,6 +43,41 @@ class QuotingConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadingConfig:
+    """Section `[agent.reading]`: how passages are read one by one, and when a question is declined.
+
+    Attributes:
+        passages: that are read, best first.
+        tokens: most tokens of a passage that are read at once; a longer one is read in parts.
+        answers: "sentence" or "brief": how an answer is given.
+        threshold: least confidence to answer with; below it the question is declined.
+        bias, odds, sure, rank, verbatim, support: weights of an answer's log-odds of being right: of a constant, of the
+            model's log-odds of answering, of the mean log-probability of the answer's tokens, of the logarithm of the
+            passage's rank, of standing in the passage word by word, and of the logarithm of one more than the other
+            passages that say the same.
+
+    Raises:
+        CallerError: fewer than one passage, or fewer than 64 tokens.
+    """
+
+    passages: int = 6
+    tokens: int = 600
+    answers: Literal["sentence", "brief"] = "sentence"
+    threshold: float = 0.5
+    bias: float = 0.0
+    odds: float = 1.0
+    sure: float = 1.0
+    rank: float = -0.5
+    verbatim: float = 0.5
+    support: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("passages", 1), ("tokens", 64)):
+            if getattr(self, name) < least:
+                raise CallerError(f"reading.{name} must be {least} or more, got {getattr(self, name)}.", field=name)
+
+
+@dataclass(frozen=True, slots=True)
 class AgentConfig:
     """The agent that `lectern ask`, `chat` and `serve` use where nothing else is said.
 
@@ -51,17 +86,21 @@ class AgentConfig:
         instructions: what it is told about its task.
         collections: what it answers from.
         tools: names of installed tools that it may use beside its searches.
-        mode: "quote" answers with sentences of the documents; "write" lets the model write, with citations.
+        mode: "read" answers from one passage, with the sentence that says so; "quote" answers with sentences of the
+            documents; "write" lets the model write from all passages, with citations; "auto" reads where the model has
+            an adapter for it, and quotes otherwise.
         model: a chat model's name; None: the one of `[models]`.
         budget: the most that one run may use.
         quoting: how sentences are chosen, and when a question is declined.
+        reading: how passages are read, and when a question is declined.
     """
 
     name: str = "assistant"
     instructions: str = ""
     collections: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
-    mode: Literal["quote", "write"] = "quote"
+    mode: Literal["auto", "read", "quote", "write"] = "auto"
     model: str | None = None
     budget: Budget = field(default_factory=Budget)
     quoting: QuotingConfig = field(default_factory=QuotingConfig)
+    reading: ReadingConfig = field(default_factory=ReadingConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -9,15 +10,16 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from agents.citations import Shelf
-from agents.config import QuotingConfig
+from agents.config import QuotingConfig, ReadingConfig
 from agents.events import StopReason
 from agents.limits import Budget
 from agents.state import Run
 from framework.messages import ToolSpec
-from framework.models.base import ChatModel
+from framework.models.base import ChatModel, Role, in_role
 from tools import Executor
 
-Mode: TypeAlias = Literal["quote", "write"]
+Mode: TypeAlias = Literal["auto", "read", "quote", "write"]
+Manner: TypeAlias = Literal["read", "quote", "write"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +41,28 @@ class Deps:
     shelves: Mapping[str, Shelf]
     model: Callable[[], Awaitable[ChatModel]]
     quoting: QuotingConfig
+    reading: ReadingConfig = ReadingConfig()  # noqa: RUF009  frozen
     thread_id: str = ""
     deadline: float = math.inf
 
-    @property
-    def quotes(self) -> bool:
-        """Whether answers are quotations; without knowledge there is nothing to quote."""
-        return self.mode == "quote" and bool(self.shelves)
+    async def manner(self) -> Manner:
+        """How the run answers; without knowledge there is nothing to read or quote, and the model writes."""
+        if not self.shelves:
+            return "write"
+        if self.mode != "auto":
+            return self.mode
+        return "read" if await self._trained("reader") else "quote"
+
+    async def reader(self) -> ChatModel:
+        """What reads the passages: the model as it was trained for that, or as it is."""
+        return await self._trained("reader") or await self.model()
+
+    async def caller(self) -> ChatModel | None:
+        """What calls the tools that are no searches by itself; None where there are none, or nothing trained to."""
+        return await self._trained("caller") if self.other_tools else None
+
+    async def _trained(self, role: Role) -> ChatModel | None:
+        return await asyncio.to_thread(in_role, await self.model(), role)
 
     async def guided(self) -> bool:
         """Whether the model has to be led to its tool calls."""

@@ -10,6 +10,7 @@ from agents.events import StopReason
 from agents.limits import Budget
 from agents.state import Passage, Run
 from framework.documents import Citation
+from framework.prompts.tool_formats import NO_TOOL
 
 DECLINED = "I found no passage that answers this."
 UNSUPPORTED = "No passage of the documents that were searched supports this answer."
@@ -26,10 +27,13 @@ async def conclude(run: Run, deps: Deps) -> tuple[Run, str]:
     if run.chosen and run.findings and run.stop == "answered":
         return run.noting(UNQUOTED if deps.shelves else ""), f"According to the tool {run.findings[-1]}"
     if run.stop == "declined":
-        return run, f"I could not search. {run.failure}" if run.failure and not run.passages else DECLINED
+        declined = DECLINED if deps.shelves else NO_TOOL
+        return run, f"I could not search. {run.failure}" if run.failure and not run.passages else declined
     if run.stop != "answered" and not run.text:
         return await _stopped_early(run, deps)
-    if deps.shelves:
+    if run.calling and run.stop in ("answered", run.barred):
+        return run.noting(UNQUOTED), "" if run.text.strip() else f"According to the tool {run.findings[-1]}"
+    if deps.shelves and not run.calling:
         run = replace(run, citations=await cite(run.text, run.passages, deps.shelves))
     if run.stop not in ("answered", run.barred):
         return run, f"\n\n({_sentence(run.stop, deps.budget)})"

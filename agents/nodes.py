@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agents.calls import ask_for, take_in
@@ -11,11 +12,12 @@ from agents.citations import Checker, MarkerStream
 from agents.deps import Deps
 from agents.events import Answer, AnswerDelta, RunFinished, ToolCalled, ToolReturned
 from agents.finish import conclude
-from agents.prompting import assemble_messages, bounded, instructions, remembered, search_query
+from agents.prompting import assemble_messages, bounded, instructions, remembered, search_query, without_searches
 from agents.state import Job, Json, Returned, Run, State, dump, load, messages
 from agents.turn import Speech, take_turn
-from framework.messages import Message, ToolCall, canonical_json
-from framework.models.base import AUTO, REQUIRED
+from framework.messages import Message, ToolCall, ToolSpec, canonical_json
+from framework.models.base import AUTO, REQUIRED, ChatModel
+from framework.prompts.tool_formats import NO_TOOL
 from tools import ToolContext
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 
 async def seek(state: State, runtime: Runtime[Deps]) -> Json:
-    """A quoting agent's own first step: search every collection for the question."""
+    """The first step of an agent that searches by itself: search every collection for the question."""
     run, deps = load(Run, state["run"]), runtime.context
     query, notice = search_query(run.question, messages(state.get("turns", [])))
     calls = [ToolCall(f"seek_{n}", name, canonical_json({"query": query})) for n, name in enumerate(deps.shelves, 1)]
@@ -34,38 +36,79 @@ async def seek(state: State, runtime: Runtime[Deps]) -> Json:
 async def think(state: State, runtime: Runtime[Deps]) -> Json:
     """The model's turn: it calls tools, or writes the answer. With knowledge it has to search first."""
     run, deps = load(Run, state["run"]), runtime.context
-    model = await deps.model()
-    last = run.steps + 1 >= deps.budget.steps > 1
-    led = await deps.guided() and (run.steps > 0 or bool(run.passages))  # its calls were made for it
-    tools = () if run.barred or last or led else deps.executor.toolset.specs
-    head = instructions("write" if deps.shelves else "plain", deps.name, deps.instructions)
-    prompt, size, notice = assemble_messages(head, messages(state.get("turns", [])), run, model, tools)
+    task = await _task(run, deps)
+    prompt, size, notice = assemble_messages(
+        task.head, messages(state.get("turns", [])), task.run, task.model, task.tools
+    )
     run = run.noting(notice)
     spent = deps.spent(run, size)
     if spent:
         return {"run": dump(replace(run, stop=spent))}
     checker = Checker({passage.number: passage for passage in run.passages}, deps.shelves)
-    markers = MarkerStream(checker) if deps.shelves else None
+    markers = MarkerStream(checker) if task.cites else None
     turn = await take_turn(
-        model,
+        task.model,
         prompt,
-        tools,
-        Speech(runtime.stream_writer, markers, calls_possible=bool(tools)),
-        max_tokens=deps.room(run, size, model),
+        task.tools,
+        Speech(
+            runtime.stream_writer,
+            markers,
+            calls_possible=bool(task.tools),
+            only_thought=run.calling and not run.findings,  # nothing that was found or returned would support it
+            unsaid=task.unsaid,
+        ),
+        max_tokens=deps.room(run, size, task.model),
         seconds=deps.time_left(),
-        tool_choice=REQUIRED if tools and deps.shelves and run.steps == 0 else AUTO,
+        tool_choice=REQUIRED if task.tools and task.cites and run.steps == 0 else AUTO,
     )
     run = run.noting(*checker.notices)
     run = replace(run, steps=run.steps + 1, usage=run.usage + turn.usage, text=run.text + turn.shown)
     if turn.timed_out:
         run = replace(run, stop="seconds")
-    elif turn.message.tool_calls and tools:
+    elif turn.message.tool_calls and task.tools:
         run = ask_for(run, turn.message, deps.budget)
     elif turn.message.tool_calls:  # the last turn offered no tools, and the model calls one all the same
         run = replace(run, stop=run.barred or "steps")
+    elif not run.text and (turn.message.content.strip() == task.unsaid or (run.calling and not run.findings)):
+        run = replace(run, stop=run.barred or "declined")
     else:
         run = replace(run, stop=run.barred or ("tokens" if turn.cut else "answered"))
     return {"run": dump(run)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What the model is asked with.
+
+    Attributes:
+        run: with those of its messages that the model gets to see.
+        cites: the answer comes from passages, and marks them.
+        unsaid: the words with which a model that was trained to call tools declines; empty for any other.
+    """
+
+    model: ChatModel
+    head: Message
+    tools: Sequence[ToolSpec]
+    run: Run
+    cites: bool
+    unsaid: str
+
+
+async def _task(run: Run, deps: Deps) -> _Task:
+    """A model with an adapter for calling tools gets it wherever there are no passages to write from."""
+    cites = bool(deps.shelves) and not run.calling
+    caller = None if cites else await deps.caller()
+    last = run.steps + 1 >= deps.budget.steps > 1
+    led = caller is None and await deps.guided() and (run.steps > 0 or bool(run.passages))  # its calls were made for it
+    offered = deps.other_tools if run.calling else deps.executor.toolset.specs
+    return _Task(
+        caller or await deps.model(),
+        instructions("write" if cites else "plain", deps.name, deps.instructions),
+        () if run.barred or last or led else offered,
+        replace(run, messages=tuple(without_searches(run.messages, deps.shelves))) if run.calling else run,
+        cites,
+        NO_TOOL if caller is not None else "",
+    )
 
 
 async def act(state: Job, runtime: Runtime[Deps]) -> Json:

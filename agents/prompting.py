@@ -32,7 +32,8 @@ def prompt(name: str) -> Template:
 
 def instructions(kind: str, name: str, text: str) -> Message:
     """The system message."""
-    return system(prompt(kind).substitute(name=name, instructions=text).strip())
+    written = prompt(kind).substitute(name=name, instructions=text)
+    return system("\n".join(line.rstrip() for line in written.strip().splitlines()))
 
 
 def search_query(question: str, turns: Sequence[Message]) -> tuple[str, str]:

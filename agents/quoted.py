@@ -40,7 +40,14 @@ async def quote(state: State, runtime: Runtime[Deps]) -> Json:
     if run.citations:
         runtime.stream_writer(AnswerDelta(run.text))
         return {"run": dump(replace(run, stop="answered"))}
-    return {"run": dump(run if deps.other_tools and not run.barred else replace(run, stop=run.barred or "declined"))}
+    return {"run": dump(await to_other_tools(run, deps))}
+
+
+async def to_other_tools(run: Run, deps: Deps) -> Run:
+    """No passage answers: the other tools get their chance, called by the model itself where it was trained to."""
+    if not deps.other_tools or run.barred:
+        return replace(run, stop=run.barred or "declined")
+    return replace(run, calling=await deps.caller() is not None)
 
 
 async def choose(state: State, runtime: Runtime[Deps]) -> Json:
@@ -108,7 +115,7 @@ async def quote_passages(run: Run, deps: Deps) -> Run:
     if not run.passages:
         return run
     embedder = await asyncio.to_thread(_embedder, run.passages, deps)
-    ranked = _best_first(run.passages)
+    ranked = best_first(run.passages)
     by_hit = {passage.hit.id: passage for passage in run.passages}
     model = await deps.model() if deps.quoting.choice else None
     hits = [passage.hit for passage in ranked]
@@ -128,7 +135,7 @@ async def quote_passages(run: Run, deps: Deps) -> Run:
     return replace(run, text="\n".join(lines), citations=tuple(citations))
 
 
-def _best_first(passages: tuple[Passage, ...]) -> list[Passage]:
+def best_first(passages: tuple[Passage, ...]) -> list[Passage]:
     """Each search's passages in its order, the searches taking turns: their scores can't be compared."""
     ranks: Counter[str] = Counter()
     ranked = []

@@ -2,13 +2,13 @@
 
     START ─▶ think ─▶ act (one task a call) ─▶ observe ─▶ think ... ─▶ answer
 
-A quoting agent searches by itself, and turns to other tools where no passage answers:
+An agent that reads or quotes searches by itself, and turns to other tools where no passage answers:
 
-    START ─▶ seek ─▶ act ─▶ observe ─▶ quote ─▶ answer
-                                         └─▶ choose ─▶ call ─▶ act ─▶ observe ─▶ answer
+    START ─▶ seek ─▶ act ─▶ observe ─▶ read | quote ─▶ answer
+                                         └─▶ think ─▶ act ─▶ observe ─▶ think ... ─▶ answer
 
-A model that is too small to call tools by itself (`ChatModel.guided`) gets the search made for it too, before it
-thinks, and starts with `choose` where there is nothing to search.
+A model that is too small to call tools by itself (`ChatModel.guided`), and that no adapter has taught it, is led:
+`choose` and `call` take the place of `think`, and in write mode the search is made for it too.
 
 After each step the state is stored, so that a run that was killed goes on with the step that it was in.
 """
@@ -26,6 +26,7 @@ from langgraph.types import Send
 from agents.deps import Deps
 from agents.nodes import act, answer, observe, seek, think
 from agents.quoted import call, choose, quote
+from agents.reader import read
 from agents.state import Job, Run, State, dump, load
 
 Graph = CompiledStateGraph[State, Deps, Any, Any]
@@ -42,6 +43,7 @@ def react() -> Graph:
     graph.add_node("think", think)
     graph.add_node("act", act, input_schema=Job)
     graph.add_node("observe", observe)
+    graph.add_node("read", read)
     graph.add_node("quote", quote)
     graph.add_node("choose", choose)
     graph.add_node("call", call)
@@ -50,21 +52,24 @@ def react() -> Graph:
     for asking in ("seek", "think", "call"):
         graph.add_conditional_edges(asking, calls, ["act", "observe", "answer"])
     graph.add_edge("act", "observe")
-    graph.add_conditional_edges("observe", after_results, ["think", "quote", "call", "answer"])
-    graph.add_conditional_edges("quote", choose_or_answer, ["choose", "answer"])
+    graph.add_conditional_edges("observe", after_results, ["think", "read", "quote", "call", "answer"])
+    for answering in ("read", "quote"):
+        graph.add_conditional_edges(answering, tools_or_answer, ["think", "choose", "answer"])
     graph.add_conditional_edges("choose", call_or_answer, ["call", "think", "answer"])
     graph.add_edge("answer", END)
     return graph.compile()
 
 
 async def first(state: State, runtime: Runtime[Deps]) -> str:
-    """A quoting agent searches by itself; any other starts with the model, unless that has to be led."""
+    """One that reads or quotes searches by itself; any other starts with the model, unless that has to be led."""
     deps = runtime.context
-    if deps.quotes:
+    if await deps.manner() != "write":
         return "seek"
     if not deps.executor.toolset.specs or not await deps.guided():
         return "think"
-    return "seek" if deps.shelves else "choose"
+    if deps.shelves:
+        return "seek"
+    return "think" if await deps.caller() else "choose"
 
 
 async def calls(state: State) -> list[Send] | str:
@@ -87,12 +92,16 @@ async def after_results(state: State, runtime: Runtime[Deps]) -> str:
         return "answer"
     if run.chosen:
         return "call"
-    return "quote" if runtime.context.quotes else "think"
+    manner = "write" if run.calling else await runtime.context.manner()
+    return "think" if manner == "write" else manner
 
 
-async def choose_or_answer(state: State) -> str:
+async def tools_or_answer(state: State) -> str:
     """Other tools get their chance where no passage answers."""
-    return "answer" if load(Run, state["run"]).stop else "choose"
+    run = load(Run, state["run"])
+    if run.stop:
+        return "answer"
+    return "think" if run.calling else "choose"
 
 
 async def call_or_answer(state: State) -> str:

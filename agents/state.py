@@ -63,6 +63,7 @@ class Run:
         findings: results of tools other than searches: what a quoting agent answers with when no passage does.
         failure: what a search that failed said.
         chosen: the tool that a quoting agent turned to when no passage answered.
+        calling: no passage answered, and the model calls the other tools by itself.
         barred: the limit that refused a call; the model has one turn left, without tools.
         stop: set when the run is to end.
     """
@@ -82,6 +83,7 @@ class Run:
     findings: tuple[str, ...] = ()
     failure: str = ""
     chosen: str = ""
+    calling: bool = False
     barred: StopReason | None = None
     stop: StopReason | None = None
     notices: tuple[str, ...] = ()

@@ -21,7 +21,8 @@ class Speech:
     """Tells a model's text apart: a thought if a call follows, else a part of the answer.
 
     `HOLD` characters are held back while a call may still follow. Text that grew longer has been shown as answer and
-    stays a part of it, so that the pieces shown always add up to the answer. `markers` None lets all brackets be.
+    stays a part of it, so that the pieces shown always add up to the answer. `markers` None lets all brackets be. An
+    answer that is `unsaid`, word for word, is not shown.
     """
 
     def __init__(
@@ -31,8 +32,10 @@ class Speech:
         *,
         calls_possible: bool = False,
         only_thought: bool = False,
+        unsaid: str = "",
     ) -> None:
         self.shown = ""
+        self._unsaid = unsaid
         self._emit = emit
         self._markers = markers
         self._hold = math.inf if only_thought else HOLD if calls_possible else 0
@@ -49,6 +52,8 @@ class Speech:
         if (calls and not self.shown) or self._only_thought:
             if self._held:
                 self._emit(ThoughtDelta(self._held))
+            return
+        if self._unsaid and not self.shown and self._held.strip() == self._unsaid:
             return
         await self._show()
         if self._markers is not None:
@@ -107,15 +112,15 @@ async def take_turn(
         done = assemble(deltas)
         await speech.end(calls=False)
         message = replace(done.message, tool_calls=())
-        return Turn(message, _usage(done, prompt, model), speech.shown, cut=True, timed_out=True)
+        return Turn(message, usage_of(done, prompt, model), speech.shown, cut=True, timed_out=True)
     done = assemble(deltas)
     await speech.end(calls=bool(done.message.tool_calls))
-    usage = _usage(done, prompt, model)
+    usage = usage_of(done, prompt, model)
     return Turn(done.message, usage, speech.shown, cut=done.finish_reason == "length", timed_out=False)
 
 
-def _usage(done: Completion, prompt: Sequence[Message], model: ChatModel) -> Usage:
-    """As reported; counted by us where the model's server reports none or the turn was cut short."""
+def usage_of(done: Completion, prompt: Sequence[Message], model: ChatModel) -> Usage:
+    """As reported; counted by us where the model's server reports none or the answer was cut short."""
     if done.usage.total_tokens:
         return done.usage
     written = done.message.content + "".join(call.name + call.arguments for call in done.message.tool_calls)

@@ -1,0 +1,231 @@
+"""Reading: each found passage is asked for itself, the best answer is taken, or none.
+
+A small model reads one passage well and several badly, and passages read side by side share one batch. The model's own
+doubt decides: an answer counts by how much more probable the model finds it to answer than to decline (see
+`framework.prompts.reading`), by how well the passage was found, and by other passages that say the same. The weights
+are fitted by `bench/reading_tune.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agents.config import ReadingConfig
+from agents.sentences import split_sentences
+from agents.turn import usage_of
+from framework.documents import Hit
+from framework.messages import Completion, Message, Usage
+from framework.models.base import ChatModel, GenerationParams, complete
+from framework.prompts.reading import UNANSWERABLE, Style, reading_messages
+
+LEAST = -12.0  # log-probability of what a model did not name among its first choices
+BRIEF_TOKENS, SENTENCE_TOKENS = 40, 96
+OVERHEAD = 16  # tokens that a chat template puts around the two messages, at most
+LEAST_ROOM = 32  # tokens of a passage; where there is no room for these, the model refuses the prompt and says why
+YES_NO = ("yes", "no")
+_WORDS = re.compile(r"\w+")
+_ARTICLES = frozenset(("a", "an", "the"))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is read at once: a passage, or a part of one that is too long, as a span of its text."""
+
+    hit: Hit
+    rank: int
+    start: int
+    end: int
+
+    @property
+    def text(self) -> str:
+        return self.hit.chunk.text[self.start : self.end]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What one part of a passage says to the question.
+
+    Attributes:
+        text: the answer; empty where the passage has none.
+        odds: log-odds that the model answers rather than declines.
+        sure: mean log-probability of the answer's tokens.
+        usage: tokens that it took.
+    """
+
+    part: Part
+    text: str
+    odds: float
+    sure: float
+    usage: Usage
+
+    @property
+    def verbatim(self) -> bool:
+        """The answer stands in the passage as it is."""
+        return " ".join(self.text.split()).casefold() in " ".join(self.part.text.split()).casefold()
+
+    @property
+    def key(self) -> str:
+        """Equal for answers that say the same in the same words, whatever their case, marks and articles."""
+        return " ".join(word for word in _WORDS.findall(self.text.casefold()) if word not in _ARTICLES)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The answers of all passages that have one, best first.
+
+    Attributes:
+        confidence: estimated probability that the best answer is right, 0 to 1.
+        declined: no passage has an answer that is good enough.
+    """
+
+    reads: tuple[Read, ...]
+    confidence: float
+    declined: bool
+    usage: Usage = Usage()  # noqa: RUF009  frozen
+
+
+def parts(
+    question: str,
+    hits: Sequence[Hit],
+    model: ChatModel,
+    config: ReadingConfig = ReadingConfig(),  # noqa: B008  frozen
+    before: tuple[str, str] | None = None,
+) -> list[Part]:
+    """What is to be read: the first `config.passages` hits, those that are too long in parts."""
+    frame = reading_messages(question, "", "", Style.SENTENCE, before)
+    room = model.context_length - prompt_size(frame, model) - SENTENCE_TOKENS
+    found = []
+    for rank, hit in enumerate(hits[: config.passages], start=1):
+        most = max(LEAST_ROOM, min(config.tokens, room - model.count_tokens(heading(hit))))
+        found += [Part(hit, rank, start, end) for start, end in _cut(hit.chunk.text, most, model)]
+    return found
+
+
+def part_size(question: str, part: Part, model: ChatModel, before: tuple[str, str] | None = None) -> int:
+    """Tokens that reading a part takes at most."""
+    messages = reading_messages(question, part.text, heading(part.hit), Style.BRIEF, before)
+    return prompt_size(messages, model) + BRIEF_TOKENS
+
+
+def prompt_size(messages: Sequence[Message], model: ChatModel) -> int:
+    return sum(model.count_tokens(message.content) for message in messages) + OVERHEAD
+
+
+def _cut(text: str, most: int, model: ChatModel) -> list[tuple[int, int]]:
+    """The text's span; of a text of more than `most` tokens, spans of as many sentences as fit."""
+    whole = model.count_tokens(text)
+    if whole <= most:
+        return [(0, len(text))]
+    longest = max(1, len(text) * most // whole)  # characters, where a sentence alone is too long
+    ends = [sentence.end for sentence in split_sentences(text)] or [len(text)]
+    spans: list[tuple[int, int]] = []
+    start = last = 0
+    for end in [*ends[:-1], len(text)]:
+        if last > start and model.count_tokens(text[start:end]) > most:
+            spans.append((start, last))
+            start = last
+        while model.count_tokens(text[start:end]) > most and end - start > longest // 2:
+            middle = start + min(longest, (end - start + 1) // 2)
+            spans.append((start, middle))
+            start = middle
+        last = end
+    return [*spans, (start, len(text))] if start < len(text) else spans
+
+
+async def read(
+    question: str,
+    found: Sequence[Part],
+    model: ChatModel,
+    config: ReadingConfig = ReadingConfig(),  # noqa: B008  frozen
+    before: tuple[str, str] | None = None,
+) -> Reading:
+    """Ask each part.
+
+    Args:
+        before: the question and answer that this question follows.
+    """
+    tasks = [asyncio.ensure_future(read_part(question, part, model, before)) for part in found]
+    try:
+        reads = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()  # the others, where one has failed
+    return judge(reads, config)
+
+
+def judge(reads: Sequence[Read], config: ReadingConfig) -> Reading:
+    """The answers in order, and whether the best one is good enough."""
+    usage = sum((each.usage for each in reads), Usage())
+    answers = [each for each in reads if each.text]
+    scores = [score(each, agreeing(each, answers), config) for each in answers]
+    order = sorted(range(len(answers)), key=lambda i: -scores[i])
+    if not order:
+        return Reading((), 0.0, declined=True, usage=usage)
+    confidence = 1 / (1 + math.exp(-max(-700.0, scores[order[0]])))
+    return Reading(tuple(answers[i] for i in order), confidence, confidence < config.threshold, usage)
+
+
+def agreeing(one: Read, answers: Sequence[Read]) -> int:
+    """Other passages that give the same answer."""
+    return len({each.part.rank for each in answers if each.key == one.key} - {one.part.rank})
+
+
+def score(each: Read, support: int, config: ReadingConfig) -> float:
+    """Log-odds that this answer is right; `support` is how many other passages say the same."""
+    return (
+        config.bias
+        + config.odds * each.odds
+        + config.sure * each.sure
+        + config.rank * math.log(each.part.rank)
+        + config.verbatim * each.verbatim
+        + config.support * math.log1p(support)
+    )
+
+
+async def read_part(question: str, part: Part, model: ChatModel, before: tuple[str, str] | None = None) -> Read:
+    """One part's answer in few words."""
+    messages = reading_messages(question, part.text, heading(part.hit), Style.BRIEF, before)
+    answer = await complete(model, messages, params=GenerationParams(max_tokens=BRIEF_TOKENS, logprobs=20))
+    text = answer.message.content.strip()
+    declined = not text or text.casefold().startswith(UNANSWERABLE)
+    odds = _odds(answer, declined)
+    chosen = [token.logprob for token in answer.logprobs]
+    sure = sum(chosen) / len(chosen) if chosen else 0.0
+    return Read(part, "" if declined else text, odds, sure, usage_of(answer, messages, model))
+
+
+async def in_a_sentence(
+    question: str, best: Read, model: ChatModel, before: tuple[str, str] | None = None
+) -> tuple[str, Usage]:
+    """The same answer as a sentence; the short one where the sentence leaves it out."""
+    messages = reading_messages(question, best.part.text, heading(best.part.hit), Style.SENTENCE, before)
+    answer = await complete(model, messages, params=GenerationParams(max_tokens=SENTENCE_TOKENS))
+    text = " ".join(answer.message.content.split())
+    said = f" {' '.join(_WORDS.findall(text.casefold()))} "
+    holds = f" {' '.join(_WORDS.findall(best.text.casefold()))} " in said or best.key in YES_NO
+    usage = usage_of(answer, messages, model)
+    declined = text.casefold().startswith(UNANSWERABLE)
+    return text if holds and not declined and answer.finish_reason == "stop" else best.text, usage
+
+
+def heading(hit: Hit) -> str:
+    """Title and headings of a passage, on one line, each once."""
+    return " > ".join(dict.fromkeys(part for part in (hit.title, *hit.chunk.heading_path) if part))
+
+
+def _odds(answer: Completion, declined: bool) -> float:
+    """Log-odds of answering, from the first token; a server that reports no log-probabilities gives its choice."""
+    if not answer.logprobs:
+        return LEAST if declined else -LEAST
+    first = answer.logprobs[0]
+    known = dict(first.top) or {first.token: first.logprob}
+    declining = [
+        logprob for token, logprob in known.items() if token.strip() and UNANSWERABLE.startswith(token.strip())
+    ]
+    share = min(sum(math.exp(logprob) for logprob in declining), 1.0)
+    share = min(max(share, math.exp(LEAST)), 1 - math.exp(LEAST))
+    return math.log((1 - share) / share)
