@@ -13,14 +13,14 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from framework.documents import content_hash
-from framework.errors import CallerError
-from framework.messages import canonical_json, system, user
-from framework.models.base import ChatModel, GenerationParams, JsonSchema, complete
+from framework.errors import CallerError, ModelUnavailable
+from framework.messages import Completion, Message, canonical_json, system, user
+from framework.models.base import ChatModel, Constraint, GenerationParams, JsonSchema, complete
 from framework.prompts.reading import Style, reading_messages
 from framework.training.asked import (
     Item,
@@ -42,6 +42,7 @@ from framework.training.rows import Provenance, Row
 VERSION = 1  # of prompt and rules: a journal of another version is not continued
 RULES = "lectern-rules"
 READ_TOKENS, WRITE_TOKENS = 64, 1500
+TRIES = 3
 ASK = (
     "You write questions for people who look things up. From the passage write {questions} questions that it answers, "
     "{follow_ups} follow-ups and {unanswerable} questions on the same subject that it does not answer.\n"
@@ -206,12 +207,10 @@ async def _by_model(passage: Passage, model: ChatModel, plan: Plan) -> tuple[lis
     wanted = {"questions": plan.questions, "follow_ups": plan.follow_ups, "unanswerable": plan.unanswerable}
     head = f"{passage.heading}\n" if passage.heading else ""
     prompt = [system(ASK.format(**wanted)), user(f"Passage: {head}{passage.text}")]
-    seed = int(passage.key[:8], 16) ^ plan.seed
-    params = GenerationParams(WRITE_TOKENS, plan.temperature, seed=seed)
-    try:
-        written = await complete(model, prompt, constraint=SCHEMA, params=params)
-    except CallerError as error:  # this passage is too long for the model; the others may fit
-        return [], Counter({f"model refused: {error.code}": 1})
+    params = GenerationParams(WRITE_TOKENS, plan.temperature, seed=int(passage.key[:8], 16) ^ plan.seed)
+    written, problem = await _ask(model, prompt, params, SCHEMA)
+    if written is None:
+        return [], Counter({problem: 1})
     found = _read(written.message.content)
     if found is None:
         return [], Counter({"reply cut off" if written.finish_reason == "length" else "reply is no such JSON": 1})
@@ -224,6 +223,26 @@ async def _by_model(passage: Passage, model: ChatModel, plan: Plan) -> tuple[lis
         else:
             items.append(item)
     return items, dropped
+
+
+async def _ask(
+    model: ChatModel, messages: Sequence[Message], params: GenerationParams, constraint: Constraint | None = None
+) -> tuple[Completion | None, str]:
+    """The reply, or None and why there is none for this passage.
+
+    Raises:
+        ModelUnavailable: the model does not even answer a greeting.
+    """
+    for attempt in range(TRIES):
+        try:
+            again = replace(params, seed=None if params.seed is None else params.seed + attempt)
+            return await complete(model, messages, constraint=constraint, params=again), ""
+        except CallerError as error:  # too long for its context, or refused by its filter; others may not be
+            return None, f"model refused: {error.code}"
+        except ModelUnavailable:  # gone, or a reply that breaks its schema
+            continue
+    await complete(model, [user("Hello")], params=GenerationParams(1))
+    return None, f"model failed {TRIES} times"
 
 
 def _read(text: str) -> dict[str, Any] | None:
@@ -286,7 +305,10 @@ def _answered(
 async def _read_again(item: Item, passage: Passage, model: ChatModel) -> str:
     """Why the item is not taken, or nothing: whether a reader of the passage gives the same answer."""
     messages = reading_messages(item.question, passage.text, passage.heading, Style.BRIEF, item.before)
-    reply = (await complete(model, messages, params=GenerationParams(READ_TOKENS))).message.content
+    completion, problem = await _ask(model, messages, GenerationParams(READ_TOKENS))
+    if completion is None:
+        return problem
+    reply = completion.message.content
     if item.kind == "unanswerable":
         return "" if declined(reply) else "unanswerable question was answered"
     if declined(reply):

@@ -161,6 +161,15 @@ async def test_a_run_that_was_cut_short_goes_on_and_asks_nothing_twice(tmp_path:
     assert len(second.asked) == len(whole.asked) - 5 * done
 
 
+async def test_a_passage_that_the_model_fails_on_is_counted_while_the_model_lives(tmp_path: Path) -> None:
+    model = Model()
+    broken = [ModelUnavailable("broken reply")] * 3
+    model.chat = ScriptedChat([*broken, "Hello.", *[model._turn] * 100])
+    found = await made(model, tmp_path, HEATING, STAFF)
+    assert found.dropped["model failed 3 times"] == 1
+    assert [len(items) for _, items in found.items] == [0, 3]
+
+
 async def test_another_model_does_not_continue_a_journal(tmp_path: Path) -> None:
     await made(Model(), tmp_path)
     with pytest.raises(CallerError, match="another model or other settings"):
