@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from framework.errors import CallerError
 from framework.training.cleaning import split_of
 from framework.training.config import DataConfig, Recipe
-from framework.training.datasets import ChatRow, Kind, Row, detect_kind, kind_of, read_objects, read_rows
+from framework.training.contrast import preference_rows
+from framework.training.datasets import ChatRow, Kind, PreferenceRow, Row, detect_kind, kind_of, read_objects, read_rows
 from framework.training.questions import QuestionedDocument, is_questioned, pair_rows, read_documents, reading_rows
 from framework.training.tool_requests import Toolbox, calling_rows, is_toolbox, read_toolboxes
 
 if TYPE_CHECKING:
     from framework.models.catalog import Resolved
-    from framework.training.rendering import Example
+    from framework.training.rendering import Example, ExamplePair
 
 KINDS: dict[Recipe, Kind] = {
     "sft": "chat",
@@ -42,6 +43,26 @@ class Data:
     def validation_examples(self, base: Resolved) -> list[Example]:
         """The validation rows, rendered."""
         return list(_rendered(self.validation, base))
+
+
+def pairs_of(rows: Sequence[Row], base: Resolved, length: int) -> list[ExamplePair]:
+    """Preference rows, rendered.
+
+    Raises:
+        TooLarge: one has an answer that ends after `length` tokens.
+    """
+    from framework.models.chat_text import shared_text
+    from framework.training.rendering import Renderer, check_length
+
+    renderer = Renderer(shared_text(base.path, base.card.name))
+    pairs = []
+    for row in rows:
+        if not isinstance(row, PreferenceRow):
+            raise CallerError(f"This recipe learns from preferences, and {row.document!r} is a {kind_of(row)} row.")
+        pair = renderer.pair(row)
+        check_length(len(pair.prompt) + max(len(pair.chosen), len(pair.rejected)), length, row.document)
+        pairs.append(pair)
+    return pairs
 
 
 def _rendered(rows: Sequence[Row], base: Resolved) -> Iterator[Example]:
@@ -80,9 +101,9 @@ class Material:
         ready: list[Row] = []
         for path in paths:
             first: dict[str, Any] = next((value for _, value in read_objects(path)), {})
-            if is_toolbox(first) and kind == "chat":
+            if is_toolbox(first) and kind != "pair":
                 boxes += read_toolboxes(path)
-            elif is_questioned(first) and kind != "preference":
+            elif is_questioned(first):
                 documents += read_documents(path)
             else:
                 ready += _rows(path, kind)
@@ -109,15 +130,20 @@ class Material:
         """All of it as rows."""
         if self.kind == "pair":
             return [*pair_rows(self.documents), *self.ready]
-        return [
+        made = [
             *reading_rows(self.documents, options.unrelated, seed),
             *calling_rows(self.boxes, options.unrelated, seed),
-            *self.ready,
         ]
+        if self.kind == "chat":
+            return [*made, *self.ready]
+        made += [row for row in self.ready if isinstance(row, ChatRow)]
+        return [*preference_rows(made, seed), *(row for row in self.ready if not isinstance(row, ChatRow))]
 
 
 def _rows(path: Path, kind: Kind) -> Sequence[Row]:
     found = detect_kind(path)
+    if found == "chat" and kind == "preference":
+        return read_rows(path, "chat")  # worse answers are made by rule
     if found != kind:
         raise CallerError(f"{path} has {found} rows, and this recipe learns from {kind} rows.", field="data.train")
     return read_rows(path, kind)

@@ -150,6 +150,9 @@ class Job:
     def fit(self, trainer: Any) -> None:
         """Train, from the last checkpoint where there is one, and save the result."""
         import torch
+        from transformers import PrinterCallback
+
+        trainer.remove_callback(PrinterCallback)  # standard output is for results
 
         if self.config.optimizer.threads:
             torch.set_num_threads(self.config.optimizer.threads)

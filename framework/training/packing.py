@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
-from framework.errors import TooLarge
-from framework.training.rendering import Example
+from framework.training.rendering import Example, check_length
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,12 +99,7 @@ def _fitting(family: Sequence[Example], length: int) -> Iterator[tuple[list[Exam
     """The family in parts that fit, each with the length of its common beginning."""
     members: list[Example] = []
     for example in family:
-        if len(example.ids) > length:
-            raise TooLarge(
-                f"An example of {example.document!r} has {len(example.ids)} tokens, the limit is {length}.",
-                hint="Shorten it, or raise data.max_length.",
-                field="data.max_length",
-            )
+        check_length(len(example.ids), length, example.document)
         trial = [*members, example]
         shared = _shared(trial) if len(trial) > 1 else 0
         if members and shared + sum(len(m.ids) - shared for m in trial) > length:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from framework.errors import CallerError
+from framework.errors import CallerError, TooLarge
 from framework.messages import Message, ToolSpec, assistant, user
 from framework.models.chat_text import ChatText
 from framework.prompts.tool_formats import turns
-from framework.training.datasets import ChatRow
+from framework.training.datasets import ChatRow, PreferenceRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,16 @@ class Example:
 
     ids: tuple[int, ...]
     prompt: int
+    document: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExamplePair:
+    """A better and a worse answer to one prompt, as token ids."""
+
+    prompt: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
     document: str
 
 
@@ -52,11 +62,27 @@ class Renderer:
             answer = self.answer(row.messages[place], row.tools)
             yield Example((*prompt, *answer), len(prompt), row.document)
 
+    def pair(self, row: PreferenceRow) -> ExamplePair:
+        """The prompt and both answers."""
+        prompt = self.text.prompt(row.prompt, row.tools)
+        chosen, rejected = (self.answer(message, row.tools) for message in (row.chosen, row.rejected))
+        return ExamplePair(tuple(prompt), chosen, rejected, row.document)
+
     def answer(self, message: Message, tools: Sequence[ToolSpec] = ()) -> tuple[int, ...]:
         """The tokens that the model has to write: content and calls, and the end of the turn."""
         # Tags of tool calls are only told apart from text where tools are in use: a user's turn stands before.
         content = turns([user(""), message], tools, self.text.tokens.guard)[-1]["content"]
         return (*self.text.tokens.encode(content), self.end)
+
+
+def check_length(tokens: int, limit: int, document: str) -> None:
+    """Raises: TooLarge: an example is longer than `data.max_length`."""
+    if tokens > limit:
+        raise TooLarge(
+            f"An example of {document!r} has {tokens} tokens, the limit is {limit}.",
+            hint="Shorten it, or raise data.max_length.",
+            field="data.max_length",
+        )
 
 
 def _end_of_answer(text: ChatText) -> int:
