@@ -24,6 +24,7 @@ from framework.retrieval.store import Corpus
 if TYPE_CHECKING:
     from agents.citations import Shelf
     from agents.deps import Mode
+    from agents.feedback import Verdict
     from agents.runner import Runner
     from tools import Tool
 
@@ -210,6 +211,24 @@ class Agent:
     async def aforget(self, thread_id: str) -> None:
         """`forget` for asynchronous callers."""
         await (await self._open()).forget(thread_id)
+
+    def feedback(self, run_id: str, verdict: Verdict | None = None, *, correction: str = "", comment: str = "") -> None:
+        """Say of an answer of this process that it was right ("up") or wrong, or what is right (`correction`).
+
+        It is stored with the question and the passages, in the state directory, for `lectern dataset from-feedback`.
+
+        Args:
+            run_id: `Answer.run_id`.
+
+        Raises:
+            CallerError: neither verdict nor correction, or a correction of what is "up".
+            NotFound: there was no such run.
+        """
+        from agents.feedback import Feedback
+
+        settings = self._settings or Settings.load()
+        tenant = self._tenant or settings.core.tenant
+        Feedback(settings.home).judge(tenant, run_id, verdict, correction=correction, comment=comment)
 
     def close(self) -> None:
         """Close the library that the agent opened; it opens again when asked again."""

@@ -13,6 +13,7 @@ from agents.deps import Deps
 from agents.events import Answer, AnswerDelta, RunFinished, ToolCalled, ToolReturned
 from agents.finish import conclude
 from agents.prompting import assemble_messages, bounded, instructions, remembered, search_query, without_searches
+from agents.seen import RECENT, Seen, frame_of
 from agents.state import Job, Json, Returned, Run, State, dump, load, messages
 from agents.turn import Speech, take_turn
 from framework.messages import Message, ToolCall, ToolSpec, canonical_json
@@ -151,7 +152,8 @@ async def answer(state: State, runtime: Runtime[Deps]) -> Json:
     run, rest = await conclude(run, deps)
     if rest:
         runtime.stream_writer(AnswerDelta(rest))
-    turns, notice = bounded([*messages(state.get("turns", [])), *remembered(run, run.text + rest, deps.shelves)])
+    before = messages(state.get("turns", []))
+    turns, notice = bounded([*before, *remembered(run, run.text + rest, deps.shelves)])
     run = run.noting(notice)
     final = Answer(
         text=run.text + rest,
@@ -165,5 +167,7 @@ async def answer(state: State, runtime: Runtime[Deps]) -> Json:
         thread_id=deps.thread_id,
         run_id=run.id,
     )
+    seen = Seen(replace(run, answer=final), await frame_of(run, before, deps))
+    RECENT.keep(deps.tenant, seen)
     runtime.stream_writer(RunFinished(final))
-    return {"run": dump(replace(run, answer=final)), "turns": [dump(turn) for turn in turns]}
+    return {"run": dump(seen.run), "frame": dump(seen.frame), "turns": [dump(turn) for turn in turns]}

@@ -88,7 +88,7 @@ def assemble_messages(
     fixed += sum(model.count_tokens(canonical_json(spec.to_openai())) for spec in tools)
     room = int(model.context_length * (1 - ANSWER_ROOM)) - fixed
     kept: list[Message] = []
-    groups = _by_turn(turns)
+    groups = by_turn(turns)
     while groups:
         size = sum(size_of(message, model) for message in groups[-1])
         if size > room:
@@ -99,7 +99,8 @@ def assemble_messages(
     return [head, *kept, *present], fixed, notice
 
 
-def _by_turn(messages: Sequence[Message]) -> list[list[Message]]:
+def by_turn(messages: Sequence[Message]) -> list[list[Message]]:
+    """Messages in groups, each from a user's message to the next."""
     groups: list[list[Message]] = []
     for message in messages:
         if message.role == "user" or not groups:
@@ -116,7 +117,7 @@ def size_of(message: Message, model: ChatModel) -> int:
 
 def bounded(turns: list[Message]) -> tuple[list[Message], str]:
     """The newest turns that a thread keeps, and a notice if older ones left."""
-    groups = _by_turn(turns)
+    groups = by_turn(turns)
     left = len(groups) - KEPT_TURNS
     if left <= 0:
         return turns, ""

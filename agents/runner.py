@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from agents.deps import Deps
 from agents.events import Answer, AnswerDelta, Event, RunFinished, RunStarted
+from agents.seen import Frame, Seen
 from agents.state import Json, Run, State, dump, load, messages
 from agents.threads import Threads, exists, forget_steps, missing
 from framework.errors import CallerError
@@ -128,6 +129,23 @@ class Runner:
                     yield event
         assert finished is not None, "the graph ended without an answer"
         yield finished
+
+
+async def last_seen(threads: Threads, tenant: str, thread_id: str) -> Seen | None:
+    """A thread's last run as it ended; None where it did not end, or was stored without its frame.
+
+    Raises:
+        NotFound: there is no such thread, or none of this tenant.
+    """
+    async with threads.open(tenant, thread_id) as (name, saver):
+        graph, config = _stored(name, saver)
+        values = (await graph.aget_state(cast(Any, config))).values
+    if not values:
+        raise missing(thread_id)
+    run = load(Run, values["run"])
+    if run.answer is None or "frame" not in values:
+        return None
+    return Seen(run, load(Frame, values["frame"]))
 
 
 async def collected(events: AsyncIterator[Event]) -> Answer:

@@ -101,10 +101,14 @@ def gather(before: list[Json], added: list[Json] | None) -> list[Json]:
 
 
 class State(TypedDict, total=False):
-    """The graph's channels, all JSON. `turns`: earlier messages of the thread; `results`: of the present step."""
+    """The graph's channels, all JSON.
+
+    `turns`: earlier messages of the thread; `results`: of the present step; `frame`: `seen.Frame` of a run that ended.
+    """
 
     turns: list[Json]
     run: Json
+    frame: Json
     results: Annotated[list[Json], gather]
 
 

@@ -20,7 +20,7 @@ from server.config import ServerConfig
 from server.directory import Directory
 from server.middleware import Gate, HostGuard, Intake, Log
 from server.presence import announced
-from server.routes import adapters, embeddings, engines, health, internal, models
+from server.routes import adapters, embeddings, engines, feedback, health, internal, models
 from server.routes import chat as chat_completions
 from server.schemas import ChatChunk
 from server.state import ServerState
@@ -79,7 +79,7 @@ def create_app(
     )
     app.state.gate = gate
     errors.install(app)
-    for routes in (chat_completions, embeddings, models, adapters, engines, health, internal):
+    for routes in (chat_completions, feedback, embeddings, models, adapters, engines, health, internal):
         app.include_router(routes.router)
     app.openapi = _described(app)  # type: ignore[method-assign]  # FastAPI's documented way to extend the description
     return app

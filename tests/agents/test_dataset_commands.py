@@ -1,0 +1,194 @@
+"""`lectern dataset` and `lectern feedback`: rows are made, cleaned and split, and nothing leaves without being told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from agents.dataset_commands import dataset
+from agents.feedback_commands import feedback
+from agents.search_traces import search_trace
+from framework.errors import CallerError, Conflict
+from framework.messages import assistant, user
+from framework.testing.scripted import ScriptedChat
+from framework.training.cards import read_card
+from framework.training.datasets import ChatRow, Provenance, read_rows, write_rows
+from framework.training.passages import Passage
+
+OURS = Provenance("us", "MIT")
+LEAVE = (
+    "Full-time staff start with 24 days of paid leave a year. After five years of service this rises to 27 days, and "
+    "after ten years to 30. Requests of three days or more go to the line manager at least four weeks ahead."
+)
+BOILER = (
+    "The boiler is inspected every September by the caretaker. Radiators that stay cold are bled with the square key "
+    "that hangs beside the meter. The system is filled up when the pressure falls below 2 bar."
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LECTERN_LECTERN__HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def lectern(group: Any, *words: str, fails: type[Exception] | None = None) -> Result:
+    result = CliRunner().invoke(group, words, standalone_mode=False)
+    if fails is not None:
+        assert isinstance(result.exception, fails), result.output
+    elif result.exception is not None:
+        raise result.exception
+    return result
+
+
+def rows(path: Path, *documents: str) -> Path:
+    write_rows(path, [ChatRow((user(f"What is in {d}?"), assistant(f"It is {d}.")), d, OURS) for d in documents])
+    return path
+
+
+def test_check_tells_what_is_in_a_file_and_whether_its_card_is_true(folder: Path) -> None:
+    path = rows(folder / "a.jsonl", "one", "two")
+    found = lectern(dataset, "check", str(path))
+    assert "2 chat rows from 2 documents, 0.0% synthetic." in found.output
+    assert found.return_value == 0
+    with path.open("a") as file:
+        file.write(path.read_text().splitlines()[0] + "\n")
+    assert lectern(dataset, "check", str(path), "--json").return_value == 1
+    lectern(dataset, "card", str(path), "--write")
+    assert lectern(dataset, "check", str(path)).return_value == 0
+    assert "3 chat rows from 2 documents" in lectern(dataset, "card", str(path)).output
+
+
+def test_clean_joins_files_and_counts_what_it_drops(folder: Path) -> None:
+    a, b = rows(folder / "a.jsonl", "one", "two"), rows(folder / "b.jsonl", "two", "three")
+    held = rows(folder / "held.jsonl", "three")
+    found = lectern(dataset, "clean", str(a), str(b), "-o", "out.jsonl", "--exclude", str(held))
+    assert "dropped 1: equal to another row" in found.output
+    assert "dropped 1: shares something with what is held out" in found.output
+    assert [row.document for row in read_rows(Path("out.jsonl"), "chat")] == ["one", "two"]
+    lectern(dataset, "clean", str(a), "-o", "out.jsonl", fails=Conflict)
+    lectern(dataset, "clean", str(a), "-o", "out.jsonl", "--overwrite")
+
+
+def test_split_writes_files_that_share_no_document(folder: Path) -> None:
+    path = rows(folder / "a.jsonl", *(f"folder {n}" for n in range(50)))
+    found = lectern(dataset, "split", str(path), "--validation", "0.3", "--test", "0.2")
+    assert (found.return_value, "No row leaks." in found.output) == (0, True)
+    parts = [read_rows(folder / f"a.{name}.jsonl", "chat") for name in ("train", "validation", "test")]
+    assert sum(map(len, parts)) == 50
+    assert len({row.document for part in parts for row in part}) == 50
+
+
+def test_a_split_without_documents_is_refused(folder: Path) -> None:
+    lectern(dataset, "split", str(rows(folder / "a.jsonl", "one")), fails=CallerError)
+
+
+def test_leaks_names_the_row_and_ends_with_1(folder: Path) -> None:
+    path, held = rows(folder / "a.jsonl", "one", "two"), rows(folder / "held.jsonl", "two")
+    found = lectern(dataset, "leaks", str(path), "--against", str(held))
+    assert found.return_value == 1
+    assert "Row 2: the same document as" in found.output
+    assert "1 of 2 rows share" in found.output
+    lines = lectern(dataset, "leaks", str(path), "--against", str(held), "--json").output.splitlines()
+    assert {json.loads(line)["reason"] for line in lines} == {"document", "question"}
+    assert lectern(dataset, "leaks", str(path), "--against", str(rows(folder / "c.jsonl", "nine"))).return_value == 0
+
+
+@pytest.fixture
+def documents(folder: Path) -> Path:
+    place = folder / "handbook"
+    place.mkdir()
+    (place / "leave.md").write_text(f"# Leave\n\n{LEAVE}\n")
+    (place / "boiler.md").write_text(f"# Heating\n\n{BOILER}\n")
+    (place / "broken.pdf").write_bytes(b"no PDF")
+    return place
+
+
+def test_generate_makes_rows_by_rule_from_a_folder(documents: Path) -> None:
+    found = lectern(dataset, "generate", str(documents), "-o", "made.jsonl", "--licence", "MIT", "--by-rule")
+    assert "handbook/broken.pdf was left out" in found.output
+    made = read_rows(Path("made.jsonl"), "chat")
+    assert {row.document for row in made} == {"handbook/leave.md", "handbook/boiler.md"}
+    assert all(row.provenance.synthetic for row in made)
+    card = read_card(Path("made.jsonl"))
+    assert card is not None
+    assert (card["synthetic"], list(card["makers"])) == (1.0, ["lectern-rules"])
+    assert not Path("made.jsonl.journal").exists()
+
+
+def script(path: Path) -> str:
+    """A model that writes a question on each passage, and reads it right on the first."""
+    written = {
+        "questions": [{"question": "How much holiday at first?", "answer": "24 days", "sentence": "At first 24 days."}],
+        "follow_ups": [],
+        "unanswerable": [],
+    }
+    replies = [json.dumps(written), json.dumps({**written, "questions": []}), "24 days"]
+    turns = [replies[1], replies[0], replies[2]]  # boiler.md comes first
+    path.write_text("".join(json.dumps(turn) + "\n" for turn in turns))
+    return f"scripted:{path}"
+
+
+def test_generate_asks_a_model_and_shows_it_searching(documents: Path, folder: Path) -> None:
+    words = [str(documents), "-o", "made.jsonl", "--licence", "MIT", "--concurrency", "1", "--traces"]
+    lectern(dataset, "generate", *words, "-m", script(folder / "script.jsonl"))
+    brief, sentence, trace = read_rows(Path("made.jsonl"), "chat")
+    assert [row.messages[-1].content for row in (brief, sentence)] == ["24 days", "At first 24 days."]
+    assert trace.messages[2].tool_calls[0].name == "search_docs"
+    number = trace.messages[-1].content.removeprefix("At first 24 days. ")
+    assert f"{number} Leave" in trace.messages[3].content
+
+
+def test_generate_makes_pairs_for_retrieval(documents: Path, folder: Path) -> None:
+    words = [str(documents), "-o", "made.jsonl.gz", "--licence", "MIT", "--concurrency", "1", "--kind", "pair"]
+    lectern(dataset, "generate", *words, "-m", script(folder / "script.jsonl"))
+    (row,) = read_rows(Path("made.jsonl.gz"), "pair")
+    assert (row.query, "24 days of paid leave" in row.positive) == ("How much holiday at first?", True)
+
+
+def test_generate_without_anything_usable_says_why(documents: Path, folder: Path) -> None:
+    (folder / "mute.jsonl").write_text('"Sorry."\n"Sorry."\n')
+    words = [str(documents), "-o", "made.jsonl", "--licence", "MIT", "-m", f"scripted:{folder / 'mute.jsonl'}"]
+    found = lectern(dataset, "generate", *words, fails=CallerError)
+    assert "2 x reply is no such JSON" in str(found.exception)
+    assert not Path("made.jsonl").exists()
+
+
+def test_generate_wants_files_or_a_collection(folder: Path) -> None:
+    lectern(dataset, "generate", "-o", "made.jsonl", "--licence", "MIT", fails=CallerError)
+
+
+def test_a_trace_that_finds_nothing_says_so() -> None:
+    messages, tools = search_trace("Who?", [Passage("a.md", LEAVE, 0, "A > B")], None, "")
+    assert "found no passage" in messages[-1].content
+    assert "[1] A > B (a.md)" in messages[3].content
+    assert ChatRow(messages, "a.md", OURS, tools).to_json()["tools"][0]["function"]["name"] == "search_docs"
+
+
+def test_feedback_on_a_thread_becomes_rows(folder: Path) -> None:
+    from agents import Agent
+
+    with Agent("guide", model=ScriptedChat(["Nine days."])) as agent:
+        agent.run("How long is leave?", thread_id="t")
+    shown = lectern(feedback, "add", "t", "down", "--correction", "It is 24 days.", "--comment", "wrong number").output
+    assert shown.startswith("Stored: down, on the run ")
+    assert "How long is leave?" in lectern(feedback, "list").output
+    (line,) = lectern(feedback, "list", "--json").output.splitlines()
+    assert json.loads(line)["comment"] == "wrong number"
+    words = ["from-feedback", "--chat", "chat.jsonl", "--preference", "better.jsonl", "--licence", "CC0-1.0"]
+    lectern(dataset, *words)
+    (learned,), (preferred,) = read_rows(Path("chat.jsonl"), "chat"), read_rows(Path("better.jsonl"), "preference")
+    assert learned.messages[-1].content == "It is 24 days."
+    assert (preferred.chosen.content, preferred.rejected.content) == ("It is 24 days.", "Nine days.")
+    assert learned.document == "thread t"
+    lectern(feedback, "remove", json.loads(line)["run_id"])
+    lectern(dataset, *words, "--overwrite", fails=CallerError)
+
+
+def test_from_feedback_wants_a_file_to_write(folder: Path) -> None:
+    lectern(dataset, "from-feedback", "--licence", "MIT", fails=CallerError)
