@@ -29,6 +29,7 @@ from framework.training.served import Precision, answer, precisions
 
 REPORT: Final = "parity.json"
 GROUPS: Final = 16  # parts of the probes by whose spread the effect's error is told
+MOST: Final = 1e-3  # that a log-probability may exceed 0 by, for rounding
 NO_EFFECT: Final = 1e-4  # nats; an adapter that changes less changes nothing
 Say: TypeAlias = Callable[[str], None]
 
@@ -39,13 +40,16 @@ class Tolerance:
 
     Attributes:
         divergence: mean KL divergence from the trainer, in nats.
-        added: how many times the divergence of the base alone the adapter's may be; `slack` is added to that.
+        added: how many times the divergence of the base alone it may be; `slack` is added to that.
+        share: or which part of what the adapter changes, where that is more: an adapter that changes much is rounded
+            where the base has nothing to round.
         effect: how far the adapter's effect may be from the trainer's, as a share of it, beyond three standard errors.
         largest: difference of any compared log-probability; None: not judged, where single ones vary too much.
     """
 
     divergence: float
     added: float
+    share: float
     slack: float
     effect: float
     largest: float | None = None
@@ -53,13 +57,13 @@ class Tolerance:
 
 # Chosen on SmolLM2-135M with trained and random LoRA and (IA)³; docs/adapters.md has what was measured.
 TOLERANCES: Final = {
-    "float32": Tolerance(divergence=1e-6, added=2.0, slack=1e-6, effect=1e-3, largest=1e-3),
-    "bfloat16": Tolerance(divergence=5e-3, added=2.0, slack=1e-5, effect=0.05),
-    "float16": Tolerance(divergence=5e-3, added=2.0, slack=1e-5, effect=0.05),
-    "int8": Tolerance(divergence=0.1, added=1.5, slack=1e-4, effect=0.1),
+    "float32": Tolerance(divergence=1e-6, added=2.0, share=1e-6, slack=1e-6, effect=1e-3, largest=1e-3),
+    "bfloat16": Tolerance(divergence=0.02, added=2.0, share=0.003, slack=1e-5, effect=0.05),
+    "float16": Tolerance(divergence=0.02, added=2.0, share=0.003, slack=1e-5, effect=0.05),
+    "int8": Tolerance(divergence=0.1, added=1.6, share=0.005, slack=1e-4, effect=0.1),
     # The adapter's own tensors may have been rounded when they were saved.
-    "export": Tolerance(divergence=1e-4, added=2.0, slack=1e-4, effect=0.02, largest=0.05),
-    "export of bfloat16": Tolerance(divergence=5e-3, added=2.5, slack=1e-4, effect=0.05),
+    "export": Tolerance(divergence=1e-4, added=2.0, share=1e-3, slack=1e-4, effect=0.02, largest=0.05),
+    "export of bfloat16": Tolerance(divergence=0.02, added=2.5, share=0.005, slack=1e-4, effect=0.05),
 }
 
 
@@ -72,6 +76,7 @@ class Figures:
         mean: mean of these differences.
         divergence: mean KL divergence from the trainer, over its top tokens and the rest as one.
         base_divergence: the same of the base without the adapter.
+        change: mean KL divergence of the trainer's base from the trainer's model with the adapter.
         effect: size of the adapter's effect as a share of the trainer's; 1 is right, 0 is no adapter at all.
         effect_error: its standard error, by the jackknife.
     """
@@ -80,6 +85,7 @@ class Figures:
     mean: float
     divergence: float
     base_divergence: float
+    change: float
     effect: float
     effect_error: float
 
@@ -138,7 +144,7 @@ class ParityReport:
 
     def table(self) -> str:
         """For a terminal."""
-        heads = ("compared", "largest", "mean", "KL", "KL of base", "effect", "")
+        heads = ("compared", "largest", "mean", "KL", "base's", "adapter's", "effect", "")
         rows = [heads, *(_cells(one) for one in self.compared)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -209,8 +215,11 @@ def check_parity(
 
 def compare(name: str, reference: Reference, got: Answers, tolerance: Tolerance) -> Compared:
     """Judge one side's answers by the other's."""
-    figures = _figures(reference.answers, got)
-    return Compared(name, figures, tolerance, _problem(figures, tolerance))
+    with np.errstate(invalid="ignore", over="ignore"):  # what is no number is told by name
+        figures = _figures(reference.answers, got)
+    wrong = [found for found in (got.adapted, got.base) if not (np.isfinite(found) & (found < MOST)).all()]
+    problem = "a log-probability is no number" if wrong else _problem(figures, tolerance)
+    return Compared(name, figures, tolerance, problem)
 
 
 def _figures(trainer: Answers, served: Answers) -> Figures:
@@ -221,6 +230,7 @@ def _figures(trainer: Answers, served: Answers) -> Figures:
         mean=float(difference.mean()),
         divergence=_divergence(trainer.adapted, served.adapted),
         base_divergence=_divergence(trainer.base, served.base),
+        change=_divergence(trainer.adapted, trainer.base),
         effect=effect,
         effect_error=error,
     )
@@ -254,7 +264,8 @@ def _effect(trainer: Answers, served: Answers) -> tuple[float, float]:
 
 def _problem(figures: Figures, tolerance: Tolerance) -> str:
     """Why these figures are not tolerated; empty where they are."""
-    allowed = min(tolerance.divergence, tolerance.added * figures.base_divergence + tolerance.slack)
+    rounding = max(tolerance.added * figures.base_divergence, tolerance.share * figures.change)
+    allowed = min(tolerance.divergence, rounding + tolerance.slack)
     if abs(figures.effect - 1) > tolerance.effect + 3 * figures.effect_error:
         return f"the adapter has {figures.effect:.0%} of the effect that it has at the trainer's"
     if not figures.divergence <= allowed:
@@ -269,6 +280,6 @@ def _problem(figures: Figures, tolerance: Tolerance) -> str:
 
 def _cells(one: Compared) -> tuple[str, ...]:
     f = one.figures
-    numbers = (f.largest, f.mean, f.divergence, f.base_divergence)
+    numbers = (f.largest, f.mean, f.divergence, f.base_divergence, f.change)
     effect = f"{f.effect:.3f} ±{f.effect_error:.3f}"
     return (one.name, *(f"{number:.1e}" for number in numbers), effect, "passed" if one.passed else "FAILED")
