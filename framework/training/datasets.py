@@ -83,7 +83,7 @@ def detect_kind(path: Path) -> Kind:
     raise CallerError(f"{path} has no rows.")
 
 
-def write_rows(path: Path, rows: Iterable[Row]) -> int:
+def write_rows(path: Path | str, rows: Iterable[Row]) -> int:
     """Write rows, packed where the name ends in .gz, and their card beside them; the number of rows.
 
     Either the whole file takes the old one's place or nothing changes. Equal rows give equal bytes.
@@ -94,7 +94,7 @@ def write_rows(path: Path, rows: Iterable[Row]) -> int:
     """
     from framework.training.cards import make_card, write_card
 
-    kept = list(rows)
+    path, kept = Path(path), list(rows)
     if not kept:
         raise CallerError(f"There are no rows to write to {path}.")
     if len({kind_of(row) for row in kept}) > 1:
