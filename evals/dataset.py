@@ -1,4 +1,4 @@
-"""Datasets: a BEIR-style folder, or questions with answers and the passages they are asked about."""
+"""Datasets: a BEIR-style folder, questions with answers and the passages they are about, or requests to call for."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+from evals.calls import conversation, expected_calls, tool_specs
 from evals.sample import Sample
 from framework.documents import Document
 from framework.errors import ConfigError
@@ -38,7 +39,7 @@ class QuestionsConfig:
     """Section `[dataset]` with `kind = "questions"`: a JSONL file (also .gz) with one question a line.
 
     Attributes:
-        path: the file.
+        path: the file, or a list of files whose questions have different ids.
         passages: JSONL files of `{_id, title, text}`, or folders of documents (ids are paths below the folder).
         language: ISO 639-1.
         where: only lines whose field has this value, as in `{split = "dev"}`.
@@ -48,7 +49,7 @@ class QuestionsConfig:
     """
 
     kind: Literal["questions"]
-    path: Path
+    path: Path | tuple[Path, ...]
     passages: tuple[Path, ...] = ()
     language: str = "en"
     where: Mapping[str, str] | None = None
@@ -57,6 +58,23 @@ class QuestionsConfig:
     answers: str = "answers"
     gold: str = "passage_id"
     answerable: str = "answerable"
+
+
+@dataclass(frozen=True, slots=True)
+class CallsConfig:
+    """Section `[dataset]` with `kind = "calls"`: requests, tools and the calls that are right, as in `evals.calls`.
+
+    Attributes:
+        path: a JSONL file (also .gz).
+        language: ISO 639-1.
+    """
+
+    kind: Literal["calls"]
+    path: Path
+    language: str = "en"
+
+
+DatasetConfig: TypeAlias = BeirConfig | QuestionsConfig | CallsConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +106,19 @@ class Dataset:
         return Dataset(self.samples[:n], self.passages, self.hash)
 
 
-def load_dataset(config: BeirConfig | QuestionsConfig) -> Dataset:
+def load_dataset(config: DatasetConfig) -> Dataset:
     """Read the questions and fingerprint the passages.
 
     Raises:
         ConfigError: a file is missing, a line is wrong (named as file:line), an id stands twice, nothing is left.
     """
-    dataset = _load_beir(config) if isinstance(config, BeirConfig) else _load_questions(config)
+    match config:
+        case BeirConfig():
+            dataset = _load_beir(config)
+        case QuestionsConfig():
+            dataset = _load_questions(config)
+        case CallsConfig():
+            dataset = _load_calls(config)
     if not dataset.samples:
         raise ConfigError(f"{config.path} has no question to run.", hint="Check dataset.split and dataset.where.")
     return dataset
@@ -119,7 +143,7 @@ def _load_beir(config: BeirConfig) -> Dataset:
         text = _text(row, "text", where)
         return Sample(identity, text, judgements[identity], answers, excluded=dropped, language=config.language)
 
-    samples = _samples(queries, sample)
+    samples = _samples([queries], sample)
     missing = judgements.keys() - {s.id for s in samples}
     if missing:
         raise ConfigError(f"{judgement_file} judges the query {min(missing)!r}, which {queries} does not have.")
@@ -127,8 +151,27 @@ def _load_beir(config: BeirConfig) -> Dataset:
     return Dataset(samples, passages, _hash_files(used, passages.hash))
 
 
-def _load_questions(config: QuestionsConfig) -> Dataset:
+def _load_calls(config: CallsConfig) -> Dataset:
     path = _existing(config.path, "dataset.path")
+
+    def sample(row: Mapping[str, Any], where: str) -> Sample:
+        messages, calls = conversation(row, where), expected_calls(row, where)
+        return Sample(
+            _text(row, "id", where),
+            messages[-1].content,
+            answerable=bool(calls),
+            language=config.language,
+            messages=messages,
+            tools=tool_specs(row, where),
+            calls=calls,
+        )
+
+    return Dataset(_samples([path], sample), None, _hash_files([path]))
+
+
+def _load_questions(config: QuestionsConfig) -> Dataset:
+    named = config.path if isinstance(config.path, tuple) else (config.path,)
+    paths = [_existing(path, "dataset.path") for path in named]
     places = [_existing(place, "dataset.passages", folder=True) for place in config.passages]
     where_equal = dict(config.where or {})
 
@@ -151,7 +194,7 @@ def _load_questions(config: QuestionsConfig) -> Dataset:
         files, folders = [p for p in places if p.is_file()], [p for p in places if p.is_dir()]
         digest = _hash_files([*files, *(p for folder in folders for p in sorted(folder.rglob("*")) if p.is_file())])
         passages = Passages(tuple(files), tuple(folders), digest)
-    return Dataset(_samples(path, sample), passages, _hash_files([path], passages.hash if passages else ""))
+    return Dataset(_samples(paths, sample), passages, _hash_files(paths, passages.hash if passages else ""))
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -179,9 +222,9 @@ def _object(line: str, where: str) -> dict[str, Any]:
     return row
 
 
-def _samples(path: Path, convert: Callable[[Mapping[str, Any], str], Sample | None]) -> tuple[Sample, ...]:
+def _samples(paths: Sequence[Path], convert: Callable[[Mapping[str, Any], str], Sample | None]) -> tuple[Sample, ...]:
     samples: dict[str, Sample] = {}
-    for where, row in read_jsonl(path):
+    for where, row in (line for path in paths for line in read_jsonl(path)):
         sample = convert(row, where)
         if sample is None:
             continue

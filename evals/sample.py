@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from evals.calls import Called, Expected
+from framework.messages import Message, ToolSpec
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
@@ -16,6 +19,9 @@ class Sample:
         answerable: False where the documents don't hold the answer, so that declining is right.
         excluded: document ids that are dropped from a ranking before it is scored.
         language: ISO 639-1; decides how answers are normalised.
+        messages: the conversation that ends with the question, where that is not all of it.
+        tools: what may be called.
+        calls: what has to be called; with tools and no calls, calling anything is wrong.
     """
 
     id: str
@@ -25,6 +31,9 @@ class Sample:
     answerable: bool = True
     excluded: frozenset[str] = frozenset()
     language: str = "en"
+    messages: tuple[Message, ...] = ()
+    tools: tuple[ToolSpec, ...] = ()
+    calls: tuple[Expected, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,7 @@ class Output:
         text: the answer without citation markers.
         seconds: wall time of this sample; set by the runner.
         notices: what the target reported as cut, short or skipped.
+        calls: the tool calls that it made.
     """
 
     ranking: tuple[str, ...] = ()
@@ -54,3 +64,4 @@ class Output:
     tokens: int = 0
     seconds: float = 0.0
     notices: tuple[str, ...] = ()
+    calls: tuple[Called, ...] = ()

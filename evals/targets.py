@@ -1,4 +1,4 @@
-"""What is measured: a retriever, an agent, or a function of the user's own, behind one asynchronous call."""
+"""What is measured: a retriever, an agent, a model, or a function of the user's own, behind one asynchronous call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import inspect
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +19,7 @@ from evals.sample import Cited, Output, Sample
 from evals.task import Task
 from framework.config import Settings
 from framework.documents import content_hash
-from framework.errors import CallerError, ConfigError, NotFound
+from framework.errors import CallerError, ConfigError, Conflict, NotFound
 from framework.retrieval.config import MAX_K
 
 if TYPE_CHECKING:
@@ -202,15 +202,29 @@ def without_markers(answer: Answer) -> str:
 
 
 def adapter_of(model: str, settings: Settings) -> dict[str, str]:
-    """The content that an adapter's name has now, so that a run with other content is another run."""
+    """The content that an adapter's name has now, so that a run with other content is another run.
+
+    Of a model without one: the contents of the adapters that take a role for it.
+    """
     from framework.models.adapters import AdapterStore, split_name
+    from framework.models.presets import preset_for
 
     base, name = split_name(model)
-    if name:
-        with suppress(NotFound):
-            found = AdapterStore.open(settings).show(name, settings.core.tenant)
-            return {"adapter": found.digest} if found.base == base else {}
-    return {}
+    known = preset_for(base)
+    wanted = {"adapter": name} if name else dict(known[1].roles) if known else {}
+    found: dict[str, str] = {}
+    for key, adapter in wanted.items():
+        with suppress(NotFound, Conflict):
+            id = known[0] if known else base
+            found[key] = AdapterStore.open(settings).get(adapter, settings.core.tenant, id).digest
+    return found
+
+
+def chat_name(model: str, settings: Settings) -> str:
+    """The name, or the configured model's."""
+    from framework.models.config import ModelsConfig
+
+    return model or settings.section("models", ModelsConfig).chat
 
 
 def section(values: Mapping[str, Any], kind: type[C], task: Task, settings: Settings) -> C:
@@ -237,9 +251,9 @@ async def open_target(task: Task, dataset: Dataset, settings: Settings, progress
         ConfigError: an unknown kind or key, or nothing to search.
     """
     kind = task.target.get("kind")
-    opened = {"retriever": _open_retriever, "agent": _open_agent, "python": _open_python}.get(str(kind))
+    opened = TARGETS.get(str(kind))
     if opened is None:
-        raise ConfigError(f"target.kind must be one of retriever, agent, python, got {kind!r}.", field="target.kind")
+        raise ConfigError(f"target.kind must be one of {', '.join(TARGETS)}, got {kind!r}.", field="target.kind")
     async with opened(task, dataset, settings, progress) as target:
         yield target
 
@@ -282,3 +296,32 @@ async def _open_agent(task: Task, dataset: Dataset, settings: Settings, progress
         }
         async with Agent.from_config(config, settings, knowledge=[knowledge.retriever(search)]) as agent:
             yield AgentTarget(agent, about)
+
+
+@asynccontextmanager
+async def _open_reader(task: Task, dataset: Dataset, settings: Settings, progress: Progress) -> AsyncIterator[Target]:
+    from evals.model_targets import ReaderConfig, open_reader
+
+    config = section(task.target, ReaderConfig, task, settings)
+    async with open_reader(
+        dataset, settings, config, adapter_of(chat_name(config.model, settings), settings)
+    ) as target:
+        yield target
+
+
+@asynccontextmanager
+async def _open_calls(task: Task, dataset: Dataset, settings: Settings, progress: Progress) -> AsyncIterator[Target]:
+    from evals.model_targets import CallsConfig, open_caller
+
+    config = section(task.target, CallsConfig, task, settings)
+    async with open_caller(settings, config, adapter_of(chat_name(config.model, settings), settings)) as target:
+        yield target
+
+
+TARGETS: Mapping[str, Callable[[Task, Dataset, Settings, Progress], AbstractAsyncContextManager[Target]]] = {
+    "retriever": _open_retriever,
+    "agent": _open_agent,
+    "python": _open_python,
+    "reader": _open_reader,
+    "calls": _open_calls,
+}

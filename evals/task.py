@@ -21,7 +21,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from evals.dataset import BeirConfig, QuestionsConfig
+from evals.dataset import BeirConfig, CallsConfig, DatasetConfig, QuestionsConfig
 from evals.gates import Gate, parse_gate
 from evals.metrics import Metric, parse_metric
 from framework.config import Settings
@@ -30,7 +30,11 @@ from framework.messages import canonical_json
 
 PASSED_ON = ("index", "models", "search", "agent")
 CHANGEABLE = ("task", "dataset", "target", "run", *PASSED_ON)
-DATASETS: Mapping[str, type[BeirConfig] | type[QuestionsConfig]] = {"beir": BeirConfig, "questions": QuestionsConfig}
+DATASETS: Mapping[str, type[DatasetConfig]] = {
+    "beir": BeirConfig,
+    "questions": QuestionsConfig,
+    "calls": CallsConfig,
+}
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 
 
@@ -69,7 +73,7 @@ class Task:
 
     config: TaskConfig
     run: RunConfig
-    dataset: BeirConfig | QuestionsConfig
+    dataset: DatasetConfig
     target: Mapping[str, Any]
     sections: Mapping[str, Mapping[str, Any]]
     metrics: tuple[Metric, ...]

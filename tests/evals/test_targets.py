@@ -253,7 +253,7 @@ async def test_an_agent_is_asked_over_the_passages(places: Path, settings: Setti
     assert done.estimates["recall@2"].mean == 1.0
     assert done.estimates["steps"].mean <= 5
     about = read_run(done.folder)["target"]
-    assert about["agent"]["mode"] == "quote"
+    assert about["agent"]["mode"] == "auto"
     assert about["agent"]["budget"]["steps"] == 5
     assert about["chat"]
 
