@@ -41,9 +41,25 @@ def _lines(run: RunFolder, config: TrainConfig, base: Resolved, data: Data) -> I
         yield from ("", f"Loss per token {losses[0]:.3f} at first, {losses[-1]:.3f} at last;")
         held_out = [report["validation_loss"] for report in reports if "validation_loss" in report]
         yield f"on held-out documents {held_out[-1]:.3f}." if held_out else "not measured on held-out rows."
+    yield from _preferences(record)
     yield from ("", f"Versions: {', '.join(f'{name} {version}' for name, version in record['versions'].items())}.")
     if record.get("scores"):
         yield from ("", "## Scores", "", *_scores(record["scores"]))
+
+
+def _preferences(record: Mapping[str, Any]) -> Iterator[str]:
+    """What training on preferences or rewards has measured on held-out rows."""
+    if "pairs" in record:
+        found = record["pairs"]["accuracy"]
+        yield from ("", f"Of {found['n']} held-out pairs the better answer is scored higher in {found['mean']:.1%}")
+        yield f"(95% interval {found['low']:.1%} to {found['high']:.1%}); mean margin {record['pairs']['margin']:.3f}."
+    if "reward" in record and "kl" in record:
+        before, after, kl = record["reward"].get("before"), record["reward"]["after"], record["kl"]
+        yield from (
+            "",
+            f"Mean reward on held-out prompts {_number(before)} before, {_number(after)} after; divergence from",
+        )
+        yield f"the base {kl['measured']:.3f} nats a token, bound {kl['bound']}."
 
 
 def _library(config: TrainConfig) -> str:

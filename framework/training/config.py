@@ -119,7 +119,7 @@ class PreferenceConfig:
     Attributes:
         beta: how much leaving the base costs: DPO's beta, and GRPO's coefficient of the KL divergence to begin with.
         kl_bound: of grpo, nats a token; the coefficient rises while the measured divergence is above it, and the result
-            is the last state that was measured within it.
+            is pulled back towards the start until it is within.
         generations: of grpo, answers that are compared for each prompt.
         max_new_tokens: of grpo, most tokens of an answer.
         temperature: of grpo's answers.

@@ -150,9 +150,8 @@ class Job:
     def fit(self, trainer: Any) -> None:
         """Train, from the last checkpoint where there is one, and save the result."""
         import torch
-        from transformers import PrinterCallback
 
-        trainer.remove_callback(PrinterCallback)  # standard output is for results
+        quiet(trainer)
 
         if self.config.optimizer.threads:
             torch.set_num_threads(self.config.optimizer.threads)
@@ -175,6 +174,13 @@ class Job:
             self.tokenizer().save_pretrained(self.run.model)
         else:
             save_adapter(model, self.run.adapter, self.config.adapter.weights, self.base.card.name)
+
+
+def quiet(trainer: Any) -> None:
+    """Print no reports of transformers' own: standard output is for results."""
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
 
 
 def save_adapter(model: Any, folder: Path, weights: str, base: str) -> None:

@@ -29,6 +29,8 @@ class Report:
     def __str__(self) -> str:
         what = "validation loss" if self.validation else "loss"
         loss = "" if self.loss is None else f", {what} {self.loss:.4f}"
+        if not self.step:
+            return f"Before training{loss}"
         return f"step {self.step} of {self.steps}{loss}, {duration(self.left)} left"
 
 

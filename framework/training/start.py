@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from framework.errors import CallerError, ConfigError
 from framework.extras import require
 from framework.models.catalog import Catalog, Resolved
 from framework.models.config import ModelsConfig
-from framework.training import card, curves
+from framework.training import card, curves, rewards
 from framework.training.config import Recipe, TrainConfig, read_config
 from framework.training.data import KINDS, Data, Material
 from framework.training.datasets import Row
 from framework.training.job import Job
-from framework.training.leaks import find_leaks, held_out_row, read_held_out
+from framework.training.leaks import HeldOut, find_leaks, held_out_row, read_held_out
 from framework.training.progress import Say, on_terminal
+from framework.training.row_parts import parts_of
 from framework.training.run import FINISHED, RunFolder, files_hash
 
 NEEDED = ("peft", "trl", "datasets", "sentence_transformers", "accelerate", "matplotlib")
@@ -48,6 +50,8 @@ def run_file(
     folder = path.resolve().parent
     base = Catalog(settings.section("models", ModelsConfig)).resolve(config.base)
     data, hashes = load(config, folder, say)
+    if config.recipe == "grpo":
+        hashes |= files_hash(rewards.files(config.preference.rewards, folder))
     run = RunFolder(folder / config.out)
     facts = {"config": config.values(), "data": hashes, "base": {"name": base.card.name, "files": base_hashes(base)}}
     if run.begin(facts, restart):
@@ -91,7 +95,7 @@ def refuse_leaks(rows: Sequence[Row], validation: Sequence[Row], files: Sequence
     Raises:
         CallerError: naming the first rows that leak, and why.
     """
-    held_out = [held_out_row(row, f"validation row {place}") for place, row in enumerate(validation, start=1)]
+    held_out = [_held_out(row, place) for place, row in enumerate(validation, start=1)]
     held_out += [item for file in files for item in read_held_out(file)]
     leaks = find_leaks(rows, held_out)
     if leaks:
@@ -104,6 +108,12 @@ def refuse_leaks(rows: Sequence[Row], validation: Sequence[Row], files: Sequence
             hint="Take them out, with `lectern dataset clean` for example.",
             field="data.exclude",
         )
+
+
+def _held_out(row: Row, place: int) -> HeldOut:
+    """A validation row. "Who decides?" about two texts are two questions: with a text, the text tells."""
+    item = held_out_row(row, f"validation row {place}")
+    return replace(item, questions=()) if parts_of(row).read else item
 
 
 def base_hashes(base: Resolved) -> dict[str, str]:
