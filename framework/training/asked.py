@@ -14,7 +14,7 @@ from framework.training.passages import Passage
 from framework.training.row_parts import normal, numbers, words
 from framework.training.rows import ChatRow, PairRow, Provenance
 
-ItemKind: TypeAlias = Literal["answer", "unanswerable", "follow_up", "cloze", "heading"]
+ItemKind: TypeAlias = Literal["answer", "unanswerable", "wrong passage", "follow_up", "cloze", "heading"]
 QUESTION_WORDS = 3, 40
 ANSWER_WORDS = 25
 COPIED = 9  # words of the passage in a row, from which a question is a copy

@@ -36,13 +36,14 @@ from framework.training.asked import (
 from framework.training.by_rule import items_of
 from framework.training.journal import Journal
 from framework.training.passages import Passage
-from framework.training.row_parts import normal
+from framework.training.row_parts import normal, words
 from framework.training.rows import Provenance, Row
 
 VERSION = 1  # of prompt and rules: a journal of another version is not continued
 RULES = "lectern-rules"
 READ_TOKENS, WRITE_TOKENS = 64, 1500
 TRIES = 3
+TRIED = 50  # questions of other documents, of which one is asked of the wrong passage
 ASK = (
     "You write questions for people who look things up. From the passage write {questions} questions that it answers, "
     "{follow_ups} follow-ups and {unanswerable} questions on the same subject that it does not answer.\n"
@@ -179,11 +180,16 @@ async def _all(tasks: Iterable[Coroutine[Any, Any, None]]) -> None:
 
 
 def rows_of(made: Made, provenance: Provenance, *, trace: Trace | None = None, seed: int = 0) -> list[Row]:
-    """Chat rows of everything that was made; with `trace`, also each item as an agent that searches answers it."""
+    """Chat rows of everything that was made, and of questions asked of the wrong passage, which has no answer.
+
+    With `trace`, also each item as an agent that searches answers it.
+    """
     passages = [passage for passage, _ in made.items]
+    answered = [(passage, item) for passage, items in made.items for item in items if item.kind == "answer"]
     rows: list[Row] = []
     for passage, items in made.items:
-        for item in items:
+        stranger = _stranger(passage, answered, seed)
+        for item in (*items, *([stranger] if stranger else ())):
             rows += chat_rows(item, passage, provenance)
             if trace is not None:
                 row = trace_row(item, passage, _others(passage, passages, seed, 2), provenance, trace)
@@ -326,6 +332,19 @@ def _objects(value: Any, dropped: Counter[str]) -> list[dict[str, Any]]:
 def _item(value: Mapping[str, Any]) -> Item:
     before = value["before"]
     return Item(**{**value, "before": (before[0], before[1]) if before else None})
+
+
+def _stranger(passage: Passage, answered: Sequence[tuple[Passage, Item]], seed: int) -> Item | None:
+    """Of some questions of other documents the one that looks most as if this passage answered it."""
+    dice = random.Random(f"{seed} stranger {passage.key}")
+    read, text = set(words(passage.text)), f" {normal(passage.text)} "
+    tried = dice.sample(answered, min(len(answered), TRIED))
+    fitting = [
+        (len(read & set(words(item.question))) / len(words(item.question)), item.question)
+        for other, item in tried
+        if other.document != passage.document and f" {normal(item.short)} " not in text
+    ]
+    return Item("wrong passage", max(fitting)[1]) if fitting else None
 
 
 def _others(passage: Passage, passages: Sequence[Passage], seed: int, count: int = 3) -> list[Passage]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +18,13 @@ from agents.feedback_commands import feedback
 from agents.search_traces import search_trace
 from framework.errors import CallerError, Conflict
 from framework.messages import assistant, user
+from framework.prompts.reading import UNANSWERABLE
 from framework.testing.scripted import ScriptedChat
 from framework.training.cards import read_card
 from framework.training.datasets import ChatRow, Provenance, read_rows, write_rows
 from framework.training.passages import Passage
 
+START = "from framework.cli import main; main()"
 OURS = Provenance("us", "MIT")
 LEAVE = (
     "Full-time staff start with 24 days of paid leave a year. After five years of service this rises to 27 days, and "
@@ -137,7 +143,8 @@ def script(path: Path) -> str:
 def test_generate_asks_a_model_and_shows_it_searching(documents: Path, folder: Path) -> None:
     words = [str(documents), "-o", "made.jsonl", "--licence", "MIT", "--concurrency", "1", "--traces"]
     lectern(dataset, "generate", *words, "-m", script(folder / "script.jsonl"))
-    brief, sentence, trace = read_rows(Path("made.jsonl"), "chat")
+    strange, brief, sentence, trace = read_rows(Path("made.jsonl"), "chat")
+    assert (strange.document, strange.messages[-1].content) == ("handbook/boiler.md", UNANSWERABLE)
     assert [row.messages[-1].content for row in (brief, sentence)] == ["24 days", "At first 24 days."]
     assert trace.messages[2].tool_calls[0].name == "search_docs"
     number = trace.messages[-1].content.removeprefix("At first 24 days. ")
@@ -157,6 +164,25 @@ def test_generate_without_anything_usable_says_why(documents: Path, folder: Path
     found = lectern(dataset, "generate", *words, fails=CallerError)
     assert "2 x reply is no such JSON" in str(found.exception)
     assert not Path("made.jsonl").exists()
+
+
+def test_generate_goes_on_after_a_kill_and_makes_the_same(documents: Path, folder: Path) -> None:
+    for n in range(150):
+        (documents / f"{n}.md").write_text(f"# Rule {n}\n\n{LEAVE.replace('24', str(n))}\n")
+    command = [sys.executable, "-c", START, "dataset", "generate", str(documents), "--by-rule"]
+    options = ["--licence", "MIT", "-o", str(folder / "made.jsonl")]
+    journal = folder / "made.jsonl.journal"
+    process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 20:
+        with suppress(subprocess.TimeoutExpired):
+            pytest.fail(f"it ended with {process.wait(0.002)}")
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    done = journal.read_bytes()
+    lectern(dataset, "generate", str(documents), *options, "--by-rule")
+    lectern(dataset, "generate", str(documents), "--licence", "MIT", "-o", "whole.jsonl", "--by-rule")
+    assert 20 <= done.count(b"\n") < 152
+    assert Path("made.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
 
 
 def test_generate_wants_files_or_a_collection(folder: Path) -> None:

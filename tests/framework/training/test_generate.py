@@ -112,6 +112,17 @@ async def test_rows_ask_as_a_reader_is_asked_and_are_marked_synthetic(tmp_path: 
     assert LEAVE[start:end] == "24 days"
 
 
+async def test_a_question_is_asked_of_a_passage_of_another_document_that_does_not_hold_its_answer(
+    tmp_path: Path,
+) -> None:
+    found = await made(Model(), tmp_path, HEATING, STAFF, Passage("leave.md", f"{BOILER} It is so.", 500))
+    rows = [row for row in rows_of(found, MADE_BY) if row.provenance.details["kind"] == "wrong passage"]
+    assert [row.document for row in rows] == ["boiler.md"]
+    assert isinstance(rows[0], ChatRow)
+    assert "How much holiday is there at first?" in rows[0].messages[1].content
+    assert rows[0].messages[-1].content == UNANSWERABLE
+
+
 async def test_pairs_are_questions_that_are_understood_alone(tmp_path: Path) -> None:
     rows = pairs_of(await made(Model(), tmp_path), MADE_BY)
     asked = ["How much holiday is there at first?", "How much holiday is there after a decade?"]
