@@ -38,7 +38,10 @@ def _lines(run: RunFolder, config: TrainConfig, base: Resolved, data: Data) -> I
     reports = run.reports()
     losses = [report["loss"] for report in reports if "loss" in report]
     if losses:
-        yield from ("", f"Loss per token {losses[0]:.3f} at first, {losses[-1]:.3f} at last;")
+        yield from (
+            "",
+            f"Loss{' per token' if config.recipe == 'sft' else ''} {losses[0]:.3f} at first, {losses[-1]:.3f} at last;",
+        )
         held_out = [report["validation_loss"] for report in reports if "validation_loss" in report]
         yield f"on held-out documents {held_out[-1]:.3f}." if held_out else "not measured on held-out rows."
     yield from _preferences(record)
@@ -55,11 +58,8 @@ def _preferences(record: Mapping[str, Any]) -> Iterator[str]:
         yield f"(95% interval {found['low']:.1%} to {found['high']:.1%}); mean margin {record['pairs']['margin']:.3f}."
     if "reward" in record and "kl" in record:
         before, after, kl = record["reward"].get("before"), record["reward"]["after"], record["kl"]
-        yield from (
-            "",
-            f"Mean reward on held-out prompts {_number(before)} before, {_number(after)} after; divergence from",
-        )
-        yield f"the base {kl['measured']:.3f} nats a token, bound {kl['bound']}."
+        yield from ("", f"Mean reward on held-out prompts {_number(before)} before, {_number(after)} after;")
+        yield f"divergence from the base {kl['measured']:.3f} nats a token, bound {kl['bound']}."
 
 
 def _library(config: TrainConfig) -> str:
