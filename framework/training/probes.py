@@ -7,6 +7,7 @@ the adapter, and those that the base alone gives them, so that the adapter's own
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -234,7 +235,10 @@ def load_trained(base: Path, adapter: Path) -> Any:
     except ImportError as error:
         raise ModelUnavailable("The parity gate compares with PEFT.", hint=f"Run: {MISSING}.") from error
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     auto: Any = AutoModelForCausalLM
     try:
         model = auto.from_pretrained(base, dtype=torch.float32, local_files_only=True, trust_remote_code=False)

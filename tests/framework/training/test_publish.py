@@ -238,10 +238,10 @@ def test_on_the_command_line_the_exit_status_is_the_gate_s(base: Path, settings:
     assert "live" in shown[0]
     assert "refused" in shown[1]
     assert "export: " in shown[1]
-    assert json.loads(lectern(settings, "check", "answers", "--json").output)["state"] == "live"
+    assert json.loads(lectern(settings, "check", "answers", "--json").stdout)["state"] == "live"
     assert lectern(settings, "publish", "answers", bad, "--replace").exit_code == 1
     assert isinstance(lectern(settings, "publish", "answers", bad).exception, Conflict)
-    assert json.loads(lectern(settings, "show", "answers", "--json").output)["state"] == "live"
+    assert json.loads(lectern(settings, "show", "answers", "--json").stdout)["state"] == "live"
 
 
 def test_a_report_names_the_first_problem_and_counts_the_others(base: Path, settings: Settings, tmp_path: Path) -> None:
