@@ -45,12 +45,12 @@ class LateInteraction:
         weights = functional.softplus(functional.linear(hidden, self._weight, self._bias))
         return functional.normalize(hidden, dim=-1) * (weights / weights.sum())
 
-    def texts(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Unit vectors (texts, tokens, width) of `ids` (texts, tokens), padded on the right beyond `lengths`."""
-        return functional.normalize(self._encoder(ids, lengths), dim=-1)
+    def texts(self, ids: Tensor, lengths: Tensor) -> list[Tensor]:
+        """Unit vectors (tokens, width) of each text of `ids` (texts, tokens), padded on the right beyond `lengths`."""
+        vectors = functional.normalize(self._encoder(ids, lengths), dim=-1)
+        return [row[:length].clone() for row, length in zip(vectors, lengths.tolist(), strict=True)]
 
-    def __call__(self, query: Tensor, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Scores (texts,) from -1 to 1: the mean over the query's tokens, by weight, of their best cosine."""
-        cosines = self.texts(ids, lengths) @ query.T
-        padding = torch.arange(ids.shape[1], device=ids.device) >= lengths[:, None]
-        return cosines.masked_fill(padding[:, :, None], -1e4).amax(1).sum(1)
+
+def score(query: Tensor, text: Tensor) -> Tensor:
+    """From -1 to 1: the mean over the query's tokens, by weight, of their best cosine with a token of the text."""
+    return (text @ query.T).amax(0).sum()

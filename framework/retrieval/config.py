@@ -42,8 +42,8 @@ class SearchConfig:
     dense_weight: float = 1.0
     lexical_weight: float = 1.0
     rerank: bool = False
-    rerank_candidates: int = 30
-    first_stage_weight: float = 0.3
+    rerank_candidates: int = 20
+    first_stage_weight: float = 0.2
     mmr: float | None = None
 
     def __post_init__(self) -> None:

@@ -144,6 +144,7 @@ def describe(base: Path, name: str, languages: Sequence[str], cache: Path) -> di
         "base_sha256": [file_digest(file, cache) for file in files],
         "max_tokens": recipe.max_tokens,
         "languages": list(languages),
+        "licence": "",
     }
 
 

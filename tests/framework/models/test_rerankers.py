@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from framework.errors import CallerError, ModelUnavailable
+from framework.models import rerankers
 from framework.models.base import Reranker
 from framework.models.rerankers import load_reranker
 from framework.testing.tiny_bert import WORDS, write_bert, write_json
@@ -149,6 +150,18 @@ def test_a_text_has_the_same_score_alone_and_among_others(adapter: Path) -> None
     np.testing.assert_allclose(together, alone * 40, atol=2e-6)
 
 
+def test_a_text_that_was_read_before_has_the_same_score(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rerankers, "KEPT_BYTES", 3 * 8 * 32 * 4)  # some of the texts, never all
+    reranker = load_reranker(str(adapter))
+    for query in ("the red cat", "a dog", "the red cat"):
+        fresh = load_reranker(str(adapter)).score(query, TEXTS[::-1])
+        np.testing.assert_allclose(reranker.score(query, TEXTS[::-1]), fresh, atol=2e-6)
+        np.testing.assert_allclose(reranker.score(query, TEXTS), fresh[::-1], atol=2e-6)
+    scorer = cast(Any, reranker)._loaded
+    assert 0 < len(scorer._kept) < len(TEXTS)
+    assert scorer._kept_bytes == sum(kept.nbytes for kept in scorer._kept.values()) <= rerankers.KEPT_BYTES
+
+
 def test_an_adapter_knows_what_it_was_described_as(adapter: Path) -> None:
     reranker = load_reranker(str(adapter))
     assert isinstance(reranker, Reranker)
@@ -195,3 +208,13 @@ def test_an_adapter_that_is_pickled_is_refused(adapter: Path) -> None:
     shutil.move(adapter / "adapter_model.safetensors", adapter / "adapter_model.bin")
     with pytest.raises(ModelUnavailable, match="can't be used"):
         load_reranker(str(adapter)).score("red", ["red"])
+
+
+def test_the_one_that_ships_prefers_an_answer_to_what_is_only_on_the_subject() -> None:
+    texts = [
+        "Penguins are birds. Their colonies are loud, and penguins are found in many zoos.",
+        "Emperor penguins breed on the sea ice of Antarctica in the middle of winter.",
+        "The price list is valid from January.",
+    ]
+    scores = load_reranker().score("Where do emperor penguins breed?", texts)
+    assert scores.argsort().tolist() == [2, 0, 1]

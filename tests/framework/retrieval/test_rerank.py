@@ -78,7 +78,7 @@ def test_equal_scores_go_by_id() -> None:
 async def test_a_search_lets_the_model_order_its_best_candidates() -> None:
     found = await retriever().search("copper wire and tin", k=5)
     assert all(hit.chunk.text.endswith("and tin and tin") for hit in found.hits)
-    assert found.reranked == 30
+    assert found.reranked == 20
     assert {"dense", "rerank"} <= set(found.hits[0].scores)
     assert found.hits[0].scores["rerank"] == len(found.hits[0].chunk.embedded_text)
     assert [hit.score for hit in found.hits] == sorted((hit.score for hit in found.hits), reverse=True)
