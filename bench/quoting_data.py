@@ -48,71 +48,71 @@ def tuning(data: Path) -> Task:
     """HotpotQA, SciFact's training claims and MTRAG-UN over one pool, padded with other documents."""
     rng = random.Random(0)
     parts = [_hotpot(data), _scifact(data, rng), _mtrag(data)]
-    bank = rng.sample(_rows(data / "tau_banking/documents.jsonl.gz"), PADDING)
-    documents = [d for part in parts for d in part.documents] + [_document("bank", row) for row in bank]
+    bank = rng.sample(rows(data / "tau_banking/documents.jsonl.gz"), PADDING)
+    documents = [d for part in parts for d in part.documents] + [titled("bank", row) for row in bank]
     return Task("tuning", documents, [q for part in parts for q in part.questions])
 
 
 def reporting(data: Path) -> Task:
     """XQuAD English and ClapNQ over one pool."""
-    squad = [_document("xquad", row) for row in _rows(data / "xquad/passages.en.jsonl.gz")]
-    clap = _rows(data / "clapnq/passages.jsonl.gz")
+    squad = [titled("xquad", row) for row in rows(data / "xquad/passages.en.jsonl.gz")]
+    clap = rows(data / "clapnq/passages.jsonl.gz")
     questions: list[Question] = []
-    for row in _rows(data / "xquad/questions.en.jsonl.gz"):
+    for row in rows(data / "xquad/questions.en.jsonl.gz"):
         spans = [(a["start"], a["start"] + len(a["text"])) for a in row["answers"]]
         questions.append(Question("xquad", row["question"], {f"xquad:{row['passage_id']}": spans}))
     texts = {row["_id"]: row["text"] for row in clap}
-    for row in _rows(data / "clapnq/questions.jsonl.gz"):
+    for row in rows(data / "clapnq/questions.jsonl.gz"):
         chosen = [s for answer in row["answers"] for s in answer["selected_sentences"]]
         gold = {f"clapnq:{row['passage_id']}": _found(texts[row["passage_id"]], chosen)} if row["answerable"] else {}
         questions.append(Question("clapnq" if gold else "clapnq unanswerable", row["question"], gold))
-    return Task("report", squad + [_document("clapnq", row) for row in clap], questions)
+    return Task("report", squad + [titled("clapnq", row) for row in clap], questions)
 
 
 def _hotpot(data: Path) -> Task:
-    rows = {row["_id"]: row for row in _rows(data / "hotpotqa100/corpus.jsonl.gz")}
+    by_id = {row["_id"]: row for row in rows(data / "hotpotqa100/corpus.jsonl.gz")}
     questions = []
-    for query in _rows(data / "hotpotqa100/queries.jsonl.gz"):
+    for query in rows(data / "hotpotqa100/queries.jsonl.gz"):
         gold = {}
         for id, numbers in query["supporting"].items():
-            sentences = rows[id]["sentences"]
-            gold[f"hotpot:{id}"] = _found(rows[id]["text"], [sentences[i] for i in numbers if i < len(sentences)])
+            sentences = by_id[id]["sentences"]
+            gold[f"hotpot:{id}"] = _found(by_id[id]["text"], [sentences[i] for i in numbers if i < len(sentences)])
         questions.append(Question("hotpot", query["text"], gold))
-    return Task("hotpot", [_document("hotpot", row) for row in rows.values()], questions)
+    return Task("hotpot", [titled("hotpot", row) for row in by_id.values()], questions)
 
 
 def _scifact(data: Path, rng: random.Random) -> Task:
-    rows = {row["_id"]: row for row in _rows(data / "scifact/corpus.jsonl.gz")}
-    claims = {row["_id"]: row["text"] for row in _rows(data / "scifact/queries.jsonl.gz") if row["split"] == "train"}
+    by_id = {row["_id"]: row for row in rows(data / "scifact/corpus.jsonl.gz")}
+    claims = {row["_id"]: row["text"] for row in rows(data / "scifact/queries.jsonl.gz") if row["split"] == "train"}
     gold: dict[str, dict[str, Spans]] = {}
-    for row in _rows(data / "scifact/evidence.jsonl.gz"):
+    for row in rows(data / "scifact/evidence.jsonl.gz"):
         if row["query_id"] not in claims or (len(gold) == CLAIMS and row["query_id"] not in gold):
             continue
-        abstract = rows[row["doc_id"]]
+        abstract = by_id[row["doc_id"]]
         starts = [*abstract["sent_starts"], len(abstract["text"])]
         spans = [(starts[i], starts[i + 1]) for chosen in row["sentence_sets"] for i in chosen]
         gold.setdefault(row["query_id"], {})[f"scifact:{row['doc_id']}"] = spans
     questions = [Question("scifact", claims[id], spans) for id, spans in gold.items()]
-    proved = {row["query_id"] for row in _rows(data / "scifact/evidence.jsonl.gz")}
+    proved = {row["query_id"] for row in rows(data / "scifact/evidence.jsonl.gz")}
     unproved = rng.sample([text for id, text in claims.items() if id not in proved], UNPROVED)
     questions += [Question("scifact unproved", text) for text in unproved]
     kept = {id.partition(":")[2] for spans in gold.values() for id in spans}
-    kept |= set(rng.sample(sorted(rows), PADDING))
-    return Task("scifact", [_document("scifact", rows[id]) for id in sorted(kept)], questions)
+    kept |= set(rng.sample(sorted(by_id), PADDING))
+    return Task("scifact", [titled("scifact", by_id[id]) for id in sorted(kept)], questions)
 
 
 def _mtrag(data: Path) -> Task:
     """Last turns only. Which sentences support the reference answer is judged by their common words."""
-    rows = {row["_id"]: row for row in _rows(data / "mtrag_un/passages.jsonl.gz")}
+    by_id = {row["_id"]: row for row in rows(data / "mtrag_un/passages.jsonl.gz")}
     questions = []
-    for task in _rows(data / "mtrag_un/tasks.jsonl.gz"):
+    for task in rows(data / "mtrag_un/tasks.jsonl.gz"):
         asked = task["turns"][-1]["text"]
         if task["answerability"] == "UNANSWERABLE":
             questions.append(Question("mtrag unanswerable", asked))
         elif task["answerability"] == "ANSWERABLE":
-            gold = {f"mtrag:{id}": _alike(rows[id]["text"], task["targets"][0]) for id in task["context_ids"]}
+            gold = {f"mtrag:{id}": _alike(by_id[id]["text"], task["targets"][0]) for id in task["context_ids"]}
             questions.append(Question("mtrag", asked, {id: spans for id, spans in gold.items() if spans}))
-    return Task("mtrag", [_document("mtrag", row) for row in rows.values()], questions)
+    return Task("mtrag", [titled("mtrag", row) for row in by_id.values()], questions)
 
 
 def _alike(text: str, answer: str) -> Spans:
@@ -132,10 +132,12 @@ def _found(text: str, sentences: list[str]) -> Spans:
     return [(start, start + length) for start, length in starts if start >= 0 and length]
 
 
-def _document(prefix: str, row: Mapping[str, Any]) -> Document:
+def titled(prefix: str, row: Mapping[str, Any]) -> Document:
+    """A row of a corpus as a document, whose id begins with the set's name."""
     return Document(f"{prefix}:{row['_id']}", row["text"], title=row.get("title") or "")
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a packed JSONL file."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

@@ -116,7 +116,7 @@ def fit_order(chosen: Iterable[Case]) -> Matrix:
         missed = [torch.logsumexp(s, 0) - torch.logsumexp(s[right], 0) for s, right in scores]
         return torch.stack(missed).mean()
 
-    return _least(loss, len(FEATURES))
+    return least(loss, len(FEATURES))
 
 
 def fit_answer(chosen: Sequence[Case], order: Matrix) -> Matrix:
@@ -131,7 +131,7 @@ def fit_answer(chosen: Sequence[Case], order: Matrix) -> Matrix:
     def loss(weights: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.binary_cross_entropy_with_logits(inputs @ weights, label, share, reduction="sum")
 
-    return _least(loss, inputs.shape[1])
+    return least(loss, inputs.shape[1])
 
 
 def _answer_row(case: Case, order: Matrix) -> Matrix:
@@ -143,7 +143,7 @@ def top(case: Case, order: Matrix) -> NDArray[np.intp]:
     return np.argsort(-(case.rows @ order), kind="stable")[: QuotingConfig().sentences]
 
 
-def _least(loss: Callable[[torch.Tensor], torch.Tensor], size: int) -> Matrix:
+def least(loss: Callable[[torch.Tensor], torch.Tensor], size: int) -> Matrix:
     """The weights of least loss with a ridge."""
     weights = torch.zeros(size, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
@@ -193,7 +193,7 @@ def _quoted_f1(chosen: Sequence[Case], order: Matrix, within: float) -> float:
 
 def fit(library: Library) -> None:
     """Print the tables to paste into agents/quoting.py, and how they do on each set when it is left out."""
-    chosen = asyncio.run(cases(tuning(_data()), library, without_gold=True))
+    chosen = asyncio.run(cases(tuning(data_folder()), library, without_gold=True))
     groups = ("hotpot", "scifact", "mtrag")
     for group in groups:
         rest = [c for c in chosen if not c.question.group.startswith(group)]
@@ -223,7 +223,7 @@ def _at(chosen: Sequence[Case], order: Matrix, answer: Matrix, bar: float) -> tu
 
 async def weigh_choice(library: Library, name: str) -> None:
     """What the chat model's choice adds on tuning questions: accuracy by its weight beside the fitted order."""
-    chosen = [c for c in await cases(tuning(_data()), library, without_gold=False) if c.right.any()]
+    chosen = [c for c in await cases(tuning(data_folder()), library, without_gold=False) if c.right.any()]
     picks = np.random.default_rng(0).permutation(len(chosen))[:CHOICE_SAMPLE]
     model, order, size = load_chat(name), table(ORDER), QuotingConfig().shortlist
     results: list[tuple[Matrix, Matrix, NDArray[np.bool_]]] = []
@@ -242,7 +242,7 @@ async def weigh_choice(library: Library, name: str) -> None:
 
 async def report(library: Library, model_name: str | None) -> None:
     """How the shipped tables do where nothing was fitted."""
-    task = reporting(_data())
+    task = reporting(data_folder())
     library.index_documents(task.documents, task.name)
     retriever, embedder = library.retriever(task.name), Remembering(library.embedder, library.home)
     model = load_chat(model_name) if model_name else None
@@ -280,7 +280,8 @@ def _holds(question: Question, document: str, start: int, end: int) -> bool:
     return _supports(question, document, start, end)
 
 
-def _data() -> Path:
+def data_folder() -> Path:
+    """Where the evaluation data is."""
     return Path(os.environ.get("LECTERN_DATA", "../shared/data")).resolve()
 
 
