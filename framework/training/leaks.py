@@ -22,7 +22,12 @@ from framework.training.shingles import Hashes, NearIndex, shingles
 
 Reason: TypeAlias = Literal["document", "question", "near question", "text"]
 LONG = 13  # words that two texts share by more than chance (Brown et al., 2020, appendix C)
-LEAST = 3, 6  # words of a question that counts when it is equal, and when it is nearly equal
+LEAST = 6  # words of a question that counts when it is nearly equal
+TELLING = 2  # words that tell what a question is about; "When did it take place?" gives nothing away
+_ENGLISH = """a an and any are as at be been by can could did do does for from had has have he her him his how i in is it its
+    many me much my not of on or place she should so take than that the their them then there these they this those to
+    was we were what when where which who whom whose why will with would you your"""
+FUNCTION_WORDS = frozenset(_ENGLISH.split())
 NEAR = 0.8
 COMMON = 10  # documents
 QUESTION_KEYS = frozenset({"question", "questions", "query", "q", "standalone", "claim"})
@@ -78,8 +83,8 @@ def read_held_out(path: Path) -> Iterator[HeldOut]:
 def find_leaks(rows: Sequence[Row], held_out: Iterable[HeldOut], *, long: int = LONG, near: float = NEAR) -> list[Leak]:
     """Every row that shares a document, a question or `long` words in a row with what is held out; one leak a reason.
 
-    Questions count when they are equal but for case and punctuation (from 3 words) or nearly equal with the same
-    numbers (from 6 words). System messages and tool definitions are not compared: they are part of how a model is
+    Questions that tell what they are about count when they are equal but for case and punctuation, or nearly equal with
+    the same numbers (from 6 words). System messages and tool definitions are not compared: they are how a model is
     asked.
     """
     index = _Index(long, near)
@@ -121,9 +126,10 @@ class _Index:
         self.alike = self.alike or NearIndex(self.near)
         for question in item.questions:
             found = words(question)
-            if len(found) >= LEAST[0]:
-                self.questions.setdefault(" ".join(found), number)
-            if len(found) >= LEAST[1]:
+            if sum(word not in FUNCTION_WORDS for word in found) < TELLING:
+                continue
+            self.questions.setdefault(" ".join(found), number)
+            if len(found) >= LEAST:
                 self.alike.keep(found, number, numbers(found))
         for text in item.texts:
             if text not in self.seen:
@@ -149,7 +155,7 @@ class _Index:
                 return
         for question in asked:
             own = words(question)
-            near = self.alike.find(own, numbers(own)) if self.alike and len(own) >= LEAST[1] else None
+            near = self.alike.find(own, numbers(own)) if self.alike and len(own) >= LEAST else None
             if near is not None:
                 yield Leak(place, "near question", self.items[near], question)
                 return

@@ -53,7 +53,7 @@ def lectern(group: Any, *words: str, fails: type[Exception] | None = None) -> Re
 
 
 def rows(path: Path, *documents: str) -> Path:
-    write_rows(path, [ChatRow((user(f"What is in {d}?"), assistant(f"It is {d}.")), d, OURS) for d in documents])
+    write_rows(path, [ChatRow((user(f"What is kept in {d}?"), assistant(f"It is {d}.")), d, OURS) for d in documents])
     return path
 
 

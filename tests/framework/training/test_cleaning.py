@@ -164,7 +164,9 @@ def test_what_only_looks_alike_is_no_leak() -> None:
         plain("Why?", "a"),
         reading("What?", "unanswerable", " ".join(HEATING.split()[9:20]), "eleven words.md"),
     ]
+    rows.append(plain("When did it take place?", "a"))
     held = [HELD, held_out_row(plain("Why?", "b", "other"), "h:2")]
+    held.append(held_out_row(plain("When did it take place?", "c", "another"), "h:3"))
     assert find_leaks(rows, held) == []
 
 
