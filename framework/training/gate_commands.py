@@ -33,7 +33,7 @@ def publish(context: click.Context, name: str, folder: Path, base: str | None, o
     from framework.training.publish import publish_folder
 
     done = publish_folder(name, folder, Settings.load(), base=base, overwrite=overwrite, say=_say)
-    _print(name, done, as_json)
+    tell(name, done, as_json)
     context.exit(0 if done.report.passed else 1)
 
 
@@ -56,7 +56,7 @@ def check(context: click.Context, name: str, against: Path | None, as_json: bool
     from framework.training.publish import check as ask
 
     done = ask(name, Settings.load(), against=against, say=_say)
-    _print(name, done, as_json)
+    tell(name, done, as_json)
     context.exit(0 if done.report.passed else 1)
 
 
@@ -65,7 +65,8 @@ def _say(what: str) -> None:
         click.echo(f"Asking {what} ...", err=True)
 
 
-def _print(name: str, done: Published, as_json: bool) -> None:
+def tell(name: str, done: Published, as_json: bool = False) -> None:
+    """Print what the gate found, and what became of the name."""
     state = done.adapter.state if done.adapter else "not registered"
     if as_json:
         click.echo(json.dumps({"name": name, "state": state, "report": json.loads(done.report.to_json())}, indent=1))

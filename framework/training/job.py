@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from framework.errors import CallerError
 from framework.models.catalog import Resolved
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
     from framework.training.data import Data
+
+CHAT_RECIPES: Final = ("sft", "dpo", "grpo")  # whose adapters answer as chat models
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,20 @@ class Job:
             model.save_pretrained(self.run.model)
             self.tokenizer().save_pretrained(self.run.model)
         else:
+            self._record(model)
             save_adapter(model, self.run.adapter, self.config.adapter.weights, self.base.card.name)
+
+    def _record(self, model: Any) -> None:
+        """Keep what the model in training answers, so that the parity gate can tell what was lost on the way."""
+        from framework.training.data import Data
+        from framework.training.probes import COUNT, REFERENCE, probes_of, record
+
+        if self.config.recipe not in CHAT_RECIPES:
+            return
+        rows = self.data.validation if self.config.recipe != "dpo" else ()
+        chosen = Data((), rows[:: max(1, len(rows) // COUNT)][:COUNT])
+        probes = probes_of([example.ids for example in chosen.validation_examples(self.base)], self.base.path)
+        record(model, probes, "bfloat16" if self.bfloat16 else "float32").save(self.run.path / REFERENCE)
 
 
 def quiet(trainer: Any) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 COUNT: Final = 8
 LENGTH: Final = 64
+REFERENCE: Final = "reference.safetensors"  # in the run folder: what the model in training answered
 TOP: Final = 16  # tokens that are compared at each place, the trainer's most probable ones
 MISSING: Final = "pip install 'lectern[train]'"
 
@@ -107,6 +108,11 @@ class Probes:
                 ids += tokenizer.encode(" ".join(words).capitalize() + ". ", add_special_tokens=False).ids
             sequences.append(tuple(ids[:length]))
         return cls(tuple(sequences))
+
+
+def probes_of(sequences: Sequence[Sequence[int]], base: Path) -> Probes:
+    """Probes from a run's own validation data; generated ones where it has none."""
+    return Probes.of(sequences) if any(len(sequence) > 1 for sequence in sequences) else Probes.generated(base)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +243,7 @@ def load_trained(base: Path, adapter: Path) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     auto: Any = AutoModelForCausalLM
     try:

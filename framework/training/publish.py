@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from framework.config import Settings
 from framework.engine.lora import identify
@@ -16,13 +16,11 @@ from framework.models.catalog import Catalog, Resolved
 from framework.models.config import ModelsConfig
 from framework.models.named_adapter import Checked, NamedAdapter
 from framework.training.parity import ParityReport, check_parity
-from framework.training.probes import Probes, Reference
+from framework.training.probes import REFERENCE, Probes, Reference
 
 if TYPE_CHECKING:
     from framework.training.config import TrainConfig
     from framework.training.run import RunFolder
-
-REFERENCE: Final = "reference.safetensors"  # in the run folder: what the model in training answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +204,3 @@ def _facts(run: Path) -> Mapping[str, Any]:
     except (ValueError, AttributeError) as error:
         raise CallerError(f"{run / 'run.json'} is damaged: {error}.", field="folder") from error
     return facts if isinstance(facts, dict) else {}
-
-
-def probes_of(sequences: Sequence[Sequence[int]], base: Path) -> Probes:
-    """Probes from a run's own validation data; generated ones where it has none."""
-    return Probes.of(sequences) if any(len(sequence) > 1 for sequence in sequences) else Probes.generated(base)

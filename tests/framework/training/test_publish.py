@@ -23,8 +23,8 @@ from framework.testing.adapters import write_lora
 from framework.testing.tiny_chat import write_tiny_chat
 from framework.training import publish as publishing
 from framework.training.parity import Compared, ParityReport, read_report
-from framework.training.probes import Probes, load_trained, record
-from framework.training.publish import REFERENCE, Trained, check, publish_folder
+from framework.training.probes import REFERENCE, Probes, load_trained, record
+from framework.training.publish import Trained, check, publish_folder
 from framework.training.run import file_hash
 
 
@@ -248,3 +248,48 @@ def test_a_report_names_the_first_problem_and_counts_the_others(base: Path, sett
     report = publish_folder("answers", run_folder(tmp_path / "run", base), settings).report
     wrong: list[Compared] = [replace(one, problem="wrong") for one in report.compared]
     assert replace(report, compared=tuple(wrong[:2])).reason == f"{wrong[0].name}: wrong (and in 1 more)"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_lectern_train_makes_an_adapter_live(base: Path, settings: Settings, tmp_path: Path, precision: str) -> None:
+    """From rows to a live adapter: the model in training is recorded, saved, served, and all three agree."""
+    rows = [
+        {
+            "messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"It is {n}."}],
+            "document": f"d{n}",
+            "provenance": {"source": "test", "licence": "Apache-2.0", "synthetic": True},
+        }
+        for n in range(40)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = tmp_path / "answers.toml"
+    file.write_text(
+        f"""
+recipe = "sft"
+name = "answers"
+base = {json.dumps(str(base))}
+out = "run"
+[data]
+train = ["rows.jsonl"]
+validation_share = 0.2
+max_length = 256
+[optimizer]
+steps = 3
+sequences = 2
+learning_rate = 0.01
+precision = "{precision}"
+[publish]
+live = true
+"""
+    )
+    chat = settings.values["models"]["chat"]
+    home = {"LECTERN_LECTERN__HOME": str(settings.home), "LECTERN_MODELS__CHAT": f'"{chat}"'}
+    done = CliRunner().invoke(root, ["train", str(file)], env=home)
+    assert done.exit_code == 0, done.output
+    assert "answers is live." in done.stdout
+    assert done.stdout.splitlines()[2].startswith("export ")
+    report = read_report(tmp_path / "run" / "adapter")
+    assert report is not None
+    assert report.passed
+    found = AdapterStore.open(settings).show("answers", "default")
+    assert (found.state, found.digest) == ("live", report.adapter)
