@@ -24,9 +24,11 @@ Reason: TypeAlias = Literal["document", "question", "near question", "text"]
 LONG = 13  # words that two texts share by more than chance (Brown et al., 2020, appendix C)
 LEAST = 6  # words of a question that counts when it is nearly equal
 TELLING = 2  # words that tell what a question is about; "When did it take place?" gives nothing away
-_ENGLISH = """a an and any are as at be been by can could did do does for from had has have he her him his how i in is it its
-    many me much my not of on or place she should so take than that the their them then there these they this those to
-    was we were what when where which who whom whose why will with would you your"""
+_ENGLISH = """
+a an and any are as at be been by can could did do does for from had has have he her him his how i in is it its many
+me much my not of on or place she should so take than that the their them then there these they this those to was we
+were what when where which who whom whose why will with would you your
+"""
 FUNCTION_WORDS = frozenset(_ENGLISH.split())
 NEAR = 0.8
 COMMON = 10  # documents
