@@ -70,6 +70,12 @@ def test_the_wheel_holds_the_packages_and_their_files_and_nothing_else(wheel: Pa
         assert any(name.startswith(expected) for name in names), f"{expected} is not in the wheel"
 
 
+def test_the_wheel_holds_what_ships_beside_the_models(wheel: Path) -> None:
+    shipped = ROOT / "framework/models/shipped"
+    files = {str(path.relative_to(ROOT)) for path in shipped.rglob("*") if path.is_file()}
+    assert files <= set(zipfile.ZipFile(wheel).namelist())
+
+
 def test_an_agent_runs_from_the_wheel_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=False)
     own = Path(sysconfig.get_path("purelib", vars={"base": str(tmp_path / "venv")}))
