@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from framework.config import Settings
 from framework.errors import CallerError, ConfigError
 from framework.extras import require
 from framework.models.catalog import Catalog, Resolved
 from framework.models.config import ModelsConfig
-from framework.training import card, curves, rewards
+from framework.training import card, curves, rewards, scores
 from framework.training.config import Recipe, TrainConfig, read_config
 from framework.training.data import KINDS, Data, Material
 from framework.training.datasets import Row
@@ -50,6 +46,9 @@ def run_file(
     folder = path.resolve().parent
     base = Catalog(settings.section("models", ModelsConfig)).resolve(config.base)
     data, hashes = load(config, folder, say)
+    if config.adapter.start is not None:
+        started = folder / config.adapter.start / "adapter_model.safetensors"
+        hashes |= files_hash([started] if started.is_file() else [])
     if config.recipe == "grpo":
         hashes |= files_hash(rewards.files(config.preference.rewards, folder))
     run = RunFolder(folder / config.out)
@@ -58,10 +57,12 @@ def run_file(
         say(f"{run.path} is finished already; --restart trains again.")
         return run, config
     run.note(rows={"train": len(data.train), "validation": len(data.validation)})
-    files = [folder / place for place in (*config.evaluate.target, *config.evaluate.general)] if evaluate else []
-    _score(run, "before", files, config.base, config.evaluate.limit, say)
+    if evaluate:
+        scores.measure(run, config, base, folder, "before", settings, say)
     _recipe(config.recipe)(Job(config, base, data, run, say, folder))
     curves.draw(run)
+    if evaluate and config.recipe != "reward":
+        scores.measure(run, config, base, folder, "after", settings, say)
     run.note(state=FINISHED)
     card.write(run, config, base, data)
     return run, config
@@ -129,7 +130,7 @@ def _expanded(places: Sequence[Path], folder: Path, field: str) -> list[Path]:
         if "$" in text:
             raise ConfigError(f"{field}: a variable in {str(place)!r} is not set.", field=field)
         whole = Path(text) if Path(text).is_absolute() else folder / text
-        matches = sorted(whole.parent.glob(whole.name)) if "*" in whole.name else [whole]
+        matches = sorted(whole.parent.glob(whole.name)) if set("*?[") & set(whole.name) else [whole]
         if not matches:
             raise ConfigError(f"{field}: nothing matches {whole}.", field=field)
         found += matches
@@ -142,35 +143,6 @@ def _recipe(name: Recipe) -> Callable[[Job], None]:
 
     function: Callable[[Job], None] = import_module(f"framework.training.recipes.{name}").train
     return function
-
-
-def score_after(run: RunFolder, config: TrainConfig, folder: Path, model: str, say: Say) -> None:
-    """Run the file's evaluations on the result, which `model` names, and add their scores to the run."""
-    files = [folder / place for place in (*config.evaluate.target, *config.evaluate.general)]
-    _score(run, "after", files, model, config.evaluate.limit, say)
-
-
-def _score(run: RunFolder, moment: str, files: Sequence[Path], model: str, limit: int, say: Say) -> None:
-    """`lectern eval run` in a process of its own: evaluation lies above training, and frees its memory afterwards."""
-    known = run.read().get("scores", {}).get(moment, {})
-    for file in files:
-        if file.stem in known:
-            continue
-        say(f"Evaluating {file.stem} {moment} training.")
-        out = run.path / "evaluations" / moment / file.stem
-        command = [sys.executable, "-m", "framework.cli", "eval", "run", str(file), "--out", str(out)]
-        command += ["--set", f'models.chat="{model}"', *(["--limit", str(limit)] if limit else [])]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode not in (0, 1):  # 1: a threshold was missed, which is for `promote` to judge
-            raise CallerError(f"The evaluation {file} failed: {done.stderr.strip()[-500:]}", field="evaluate")
-        known = {**known, file.stem: _means(out)}
-        run.note(scores={**run.read().get("scores", {}), moment: known})
-
-
-def _means(out: Path) -> Mapping[str, Any]:
-    record = json.loads((out / "run.json").read_text(encoding="utf-8"))
-    scores: Mapping[str, Any] = record.get("scores", record.get("metrics", {}))
-    return scores
 
 
 def _quiet() -> None:
