@@ -60,13 +60,16 @@ class RunFolder:
         if self.record.exists():
             known = self.read()
             changed = sorted(key for key in identity if known["facts"].get(key) != identity[key])
-            if changed:
+            if changed and not self.log_file.exists() and self.last_checkpoint() is None:
+                shutil.rmtree(self.path)  # it never began: what stopped it has been mended
+            elif changed:
                 raise Conflict(
                     f"{self.path} holds a run with other {', '.join(changed)}.",
                     hint="Give --restart to throw it away, or choose another `out`.",
                     field="out",
                 )
-            return bool(known["state"] == FINISHED)
+            else:
+                return bool(known["state"] == FINISHED)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

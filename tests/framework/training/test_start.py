@@ -1,0 +1,260 @@
+"""`lectern train`: what is wrong is said before anything is trained, and a run is what its file and its data were."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+from click.testing import CliRunner
+
+from framework.errors import CallerError, ConfigError, Conflict, TooLarge
+from framework.training.commands import train as command
+from framework.training.config import TrainConfig, read_config
+from framework.training.run import RunFolder, file_hash, files_hash
+from framework.training.start import load
+
+from .conftest import Bench
+
+Rows: TypeAlias = Callable[[int], list[dict[str, Any]]]
+
+
+def refused(bench: Bench, config: Path, kind: type[CallerError] = CallerError) -> str:
+    """The error of a run that must not begin."""
+    with pytest.raises(kind) as caught:
+        bench.train(config)
+    assert not (bench.folder / config.stem / "log.jsonl").exists(), "nothing was trained"
+    return str(caught.value)
+
+
+# The file
+
+
+def test_an_unknown_key_is_named_with_the_one_that_is_meant(bench: Bench, questions: Rows) -> None:
+    bench.rows(questions(4))
+    said = refused(bench, bench.config(optimizer={"learnin_rate": 1}), ConfigError)
+    assert said.endswith("run.toml: unknown key optimizer.learnin_rate. Do you mean learning_rate?")
+
+
+def test_a_value_of_the_wrong_type_is_named_with_its_place(bench: Bench, questions: Rows) -> None:
+    bench.rows(questions(4))
+    said = refused(bench, bench.config(optimizer={"steps": "many"}), ConfigError)
+    assert "optimizer.steps: " in said
+    assert "'many'" in said
+
+
+def test_a_recipe_that_there_is_not_lists_those_that_there_are(bench: Bench) -> None:
+    said = refused(bench, bench.config("rlhf"), ConfigError)
+    assert "'sft', 'dpo', 'reward', 'grpo', 'embedding' or 'reranker'" in said
+
+
+def test_a_missing_configuration_is_named(bench: Bench) -> None:
+    with pytest.raises(ConfigError, match=r"There is no file .*none\.toml"):
+        bench.train(bench.folder / "none.toml")
+
+
+def test_a_file_that_is_no_toml_is_named(bench: Bench) -> None:
+    path = bench.folder / "broken.toml"
+    path.write_text("recipe = ", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML"):
+        read_config(path)
+
+
+def test_sections_that_a_recipe_does_not_read_are_no_part_of_its_run() -> None:
+    assert {"pairs", "preference"}.isdisjoint(TrainConfig("sft", "x").values())
+    assert "preference" in TrainConfig("grpo", "x").values()
+
+
+def test_the_command_prints_the_run_folder_and_nothing_else(
+    bench: Bench, questions: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.rows(questions(8))
+    monkeypatch.setenv("LECTERN_LECTERN__HOME", str(bench.folder / "home"))
+    done = CliRunner().invoke(command, [str(bench.config(optimizer={"steps": 1}))])
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"{bench.folder / 'run'}\n"
+
+
+# The data
+
+
+def test_a_missing_data_file_is_named(bench: Bench) -> None:
+    assert "rows.jsonl" in refused(bench, bench.config())
+
+
+def test_a_pattern_that_matches_nothing_is_named(bench: Bench) -> None:
+    assert "data.train: nothing matches" in refused(bench, bench.config(data={"train": ["*.gz"]}), ConfigError)
+
+
+def test_a_variable_that_is_not_set_is_named(bench: Bench) -> None:
+    assert "${NOWHERE}" in refused(bench, bench.config(data={"train": ["${NOWHERE}/a.jsonl"]}), ConfigError)
+
+
+def test_data_without_rows_is_refused(bench: Bench) -> None:
+    bench.rows([])
+    assert "rows.jsonl has no rows" in refused(bench, bench.config())
+    assert "nothing to train on" in refused(bench, bench.config(data={"train": []}))
+
+
+def test_a_broken_row_is_named_by_its_line(bench: Bench, questions: Rows) -> None:
+    bench.rows([*questions(2), {"messages": []}])
+    assert "rows.jsonl:3: messages must be a list of messages" in refused(bench, bench.config())
+
+
+def test_an_example_that_is_too_long_is_refused(bench: Bench, questions: Rows) -> None:
+    bench.rows(questions(4))
+    assert "the limit is 20. Shorten it, or raise data.max_length." in refused(
+        bench, bench.config(data={"max_length": 20}), TooLarge
+    )
+
+
+@pytest.mark.parametrize("recipe", ["dpo", "reward"])
+def test_a_pair_that_is_too_long_is_refused(bench: Bench, preferences: Rows, recipe: str) -> None:
+    bench.rows(preferences(4))
+    said = refused(bench, bench.config(recipe, data={"max_length": 20}), TooLarge)
+    assert "the limit is 20" in said
+
+
+def test_rows_of_another_kind_are_refused(bench: Bench, preferences: Rows) -> None:
+    bench.rows(preferences(4))
+    assert "has preference rows, and this recipe learns from chat rows" in refused(bench, bench.config())
+
+
+# The split
+
+
+def test_no_document_has_rows_on_both_sides_of_the_split(bench: Bench) -> None:
+    bench.rows(
+        [
+            {"messages": [{"role": "user", "content": f"{n} of {d}?"}, {"role": "assistant", "content": f"{d * n}."}],
+             "document": f"d{d}"}
+            for d in range(30)
+            for n in range(5)
+        ]
+    )  # fmt: skip
+    data, _ = load(read_config(bench.config()), bench.folder, bench.said.append)
+    train, held_out = ({row.document for row in rows} for rows in (data.train, data.validation))
+    assert train.isdisjoint(held_out)
+    assert len(train | held_out) == 30
+    assert 3 <= len(held_out) <= 15
+    assert load(read_config(bench.config()), bench.folder, bench.said.append)[0] == data, "the same each time"
+
+
+def test_a_held_out_question_among_the_training_rows_stops_the_run(bench: Bench, questions: Rows) -> None:
+    planted = "Which of the nine harbours on the northern shore was closed after the storm of 1911?"
+    leak = {"messages": [{"role": "user", "content": planted}, {"role": "assistant", "content": "Ravensey."}]}
+    bench.rows([*questions(6), leak])
+    bench.rows([{"messages": leak["messages"]}], "heldout.jsonl")
+    said = refused(bench, bench.config(data={"exclude": ["heldout.jsonl"]}))
+    assert "1 training rows hold what is held out" in said
+    assert "'d6'" in said
+
+
+def test_a_row_in_training_and_validation_stops_the_run(bench: Bench, questions: Rows) -> None:
+    planted = "Which of the nine harbours on the northern shore was closed after the storm of 1911?"
+    leak = {"messages": [{"role": "user", "content": planted}, {"role": "assistant", "content": "Ravensey."}]}
+    bench.rows([*questions(6), leak])
+    bench.rows([{**leak, "document": "other"}], "validation.jsonl")
+    said = refused(bench, bench.config(data={"validation": ["validation.jsonl"]}))
+    assert "hold what is held out" in said
+
+
+# The run folder
+
+
+def test_a_run_leaves_log_curves_and_a_card_with_hashes(bench: Bench, questions: Rows) -> None:
+    rows = bench.rows(questions(12))
+    run = bench.train(bench.config())
+    assert [report["step"] for report in run.reports() if "loss" in report] == [1, 2, 3, 4]
+    assert [report["step"] for report in run.reports() if "validation_loss" in report] == [4]
+    assert (run.path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    card = run.card.read_text(encoding="utf-8")
+    assert f"| rows.jsonl | `{file_hash(rows)[:16]}" in card
+    assert "MIT (" in card
+    assert 'precision = "float32"' in card
+    record = run.read()
+    assert record["state"] == "finished"
+    assert record["facts"]["data"] == {"rows.jsonl": file_hash(rows)}
+    assert record["facts"]["base"]["files"]["model.safetensors"] == file_hash(bench.base / "model.safetensors")
+    assert record["parameters"]["trained"] < record["parameters"]["all"]
+
+
+def test_an_adapter_names_its_base_and_holds_nothing_but_itself(bench: Bench, questions: Rows) -> None:
+    bench.rows(questions(8))
+    run = bench.train(bench.config(optimizer={"steps": 1}))
+    assert {path.name for path in run.adapter.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+    }
+    config = json.loads((run.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == str(bench.base)
+
+
+def test_a_finished_run_is_left_alone(bench: Bench, questions: Rows) -> None:
+    bench.rows(questions(8))
+    run = bench.train(bench.config(optimizer={"steps": 1}))
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
+    bench.train(bench.config(optimizer={"steps": 1}))
+    assert {path: path.stat().st_mtime_ns for path in run.path.rglob("*")} == before
+    assert "finished already" in bench.said[-1]
+
+
+def test_a_run_folder_takes_no_other_configuration_and_no_other_data(bench: Bench, questions: Rows) -> None:
+    bench.rows(questions(8))
+    config = bench.config(optimizer={"steps": 1})
+    run = bench.train(config)
+    with pytest.raises(Conflict, match="holds a run with other config"):
+        bench.train(bench.config(optimizer={"steps": 2}))
+    config = bench.config(optimizer={"steps": 1})
+    bench.rows(questions(9))
+    with pytest.raises(Conflict, match=r"holds a run with other data.*--restart"):
+        bench.train(config)
+    bench.train(config, restart=True)
+    assert run.read()["rows"]["train"] + run.read()["rows"]["validation"] == 9
+
+
+def test_a_run_that_never_began_does_not_stand_in_the_way(bench: Bench, questions: Rows) -> None:
+    bench.rows(questions(8))
+    refused(bench, bench.config(data={"max_length": 20}), TooLarge)
+    assert bench.train(bench.config(data={"max_length": 200})).read()["state"] == "finished"
+
+
+def test_a_folder_with_something_else_in_it_is_not_touched(bench: Bench, questions: Rows) -> None:
+    bench.rows(questions(8))
+    (bench.folder / "run").mkdir()
+    (bench.folder / "run" / "thesis.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(Conflict, match="holds something that is no run"):
+        bench.train(bench.config(), restart=True)
+    assert (bench.folder / "run" / "thesis.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.jsonl").write_text(folder, encoding="utf-8")
+    paths = [tmp_path / "a" / "rows.jsonl", tmp_path / "b" / "rows.jsonl"]
+    assert set(files_hash(paths)) == {"a/rows.jsonl", "b/rows.jsonl"}
+    assert set(files_hash(paths[:1])) == {"rows.jsonl"}
+
+
+def test_a_report_that_a_kill_has_cut_off_is_passed_over(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.log({"step": 1, "loss": 2.0})
+    with run.log_file.open("a", encoding="utf-8") as file:
+        file.write('{"step": 2, "lo')
+    run.log({"step": 2, "loss": 1.0})
+    assert [report["loss"] for report in run.reports()] == [2.0, 1.0]
+
+
+def test_a_checkpoint_that_a_kill_has_cut_off_is_not_taken_up(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for step, state in ((2, "{}"), (4, '{"epo')):
+        folder = run.checkpoints / f"checkpoint-{step}"
+        folder.mkdir(parents=True)
+        (folder / "trainer_state.json").write_text(state, encoding="utf-8")
+    last = run.last_checkpoint()
+    assert last is not None
+    assert last.name == "checkpoint-2"
