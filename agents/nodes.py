@@ -15,7 +15,7 @@ from agents.finish import conclude
 from agents.prompting import assemble_messages, bounded, instructions, remembered, search_query, without_searches
 from agents.seen import RECENT, Seen, frame_of
 from agents.state import Job, Json, Returned, Run, State, dump, load, messages
-from agents.turn import Speech, take_turn
+from agents.turn import Speech, Turn, take_turn
 from framework.messages import Message, ToolCall, ToolSpec, canonical_json
 from framework.models.base import AUTO, REQUIRED, ChatModel
 from framework.prompts.tool_formats import NO_TOOL
@@ -70,11 +70,15 @@ async def think(state: State, runtime: Runtime[Deps]) -> Json:
         run = ask_for(run, turn.message, deps.budget)
     elif turn.message.tool_calls:  # the last turn offered no tools, and the model calls one all the same
         run = replace(run, stop=run.barred or "steps")
-    elif not run.text and (turn.message.content.strip() == task.unsaid or (run.calling and not run.findings)):
+    elif not run.text and (_says(turn, task.unsaid) or (run.calling and not run.findings)):
         run = replace(run, stop=run.barred or "declined")
     else:
         run = replace(run, stop=run.barred or ("tokens" if turn.cut else "answered"))
     return {"run": dump(run)}
+
+
+def _says(turn: Turn, words: str) -> bool:
+    return bool(words) and turn.message.content.strip() == words
 
 
 @dataclass(frozen=True, slots=True)
