@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from framework.config import cache_dir
 from framework.models.digests import file_digest
 from framework.models.folder import ModelFolder
 from framework.models.recipe import read_recipe
@@ -128,7 +129,7 @@ def export(job: Job, transformer: nn.Module, head: nn.Module) -> None:
         {name: t.contiguous() for name, t in tensors.items()}, folder / "adapter_model.safetensors", {"format": "pt"}
     )
     save_file({name: t.detach().float().cpu() for name, t in head.state_dict().items()}, folder / HEAD)
-    description = describe(job.base.path, job.base.card.name, job.base.card.languages, job.run.path)
+    description = describe(job.base.path, job.base.card.name, job.base.card.languages, cache_dir())
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
