@@ -114,7 +114,9 @@ async def cite(text: str, passages: Iterable[Passage], shelves: Mapping[str, She
     for number, sentences in statements(text).items():
         passage = by_number.get(number)
         if passage is not None:
-            found.append(await citation(number, passage, best_sentence(" ".join(sentences), passage), shelves))
+            found.append(
+                await citation(number, passage, best_sentence(" ".join(sentences), passage.hit.chunk.text), shelves)
+            )
     return tuple(item for item in found if item is not None)
 
 
@@ -165,12 +167,11 @@ def statements(text: str) -> dict[int, list[str]]:
     return said
 
 
-def best_sentence(statement: str, passage: Passage) -> tuple[int, int]:
-    """The span, within the passage's text, of the sentence that shares most with the statement; all of it if none does.
+def best_sentence(statement: str, text: str) -> tuple[int, int]:
+    """The span, within a passage's text, of the sentence that shares most with the statement; all of it if none does.
 
     Cosine similarity of word counts; the first of equals.
     """
-    text = passage.hit.chunk.text
     wanted = Counter(_words(statement))
     spans = [(sentence.start, sentence.end) for sentence in split_sentences(text)]
     scores = [_similarity(wanted, Counter(_words(text[start:end]))) for start, end in spans]
@@ -179,10 +180,8 @@ def best_sentence(statement: str, passage: Passage) -> tuple[int, int]:
     return spans[scores.index(max(scores))]
 
 
-def sentence_with(
-    answer: str, question: str, passage: Passage, within: tuple[int, int] | None = None
-) -> tuple[int, int]:
-    """The span, within the passage's text, of the sentence that holds an answer.
+def sentence_with(answer: str, question: str, text: str, within: tuple[int, int] | None = None) -> tuple[int, int]:
+    """The span, within a passage's text, of the sentence that holds an answer.
 
     Of several that hold it, the one that shares most with the question; where none does, the one that shares most with
     both. An answer that reaches over several sentences gives them all.
@@ -190,7 +189,6 @@ def sentence_with(
     Args:
         within: the part of the text to look in; None: all of it.
     """
-    text = passage.hit.chunk.text
     first, last = within or (0, len(text))
     sentences = [(s.start, s.end) for s in split_sentences(text) if first < s.end and s.start < last]
     spans = []
@@ -198,7 +196,7 @@ def sentence_with(
         touched = [sentence for sentence in sentences if sentence[0] < end and start < sentence[1]]
         spans.append((min(start, touched[0][0]), max(end, touched[-1][1])) if touched else (start, end))
     if not spans:
-        return best_sentence(f"{question} {answer}", passage)
+        return best_sentence(f"{question} {answer}", text)
     wanted = Counter(_words(question))
     return max(spans, key=lambda span: _similarity(wanted, Counter(_words(text[span[0] : span[1]]))))
 

@@ -51,10 +51,9 @@ class ReadingConfig:
         tokens: most tokens of a passage that are read at once; a longer one is read in parts.
         answers: "sentence" or "brief": how an answer is given.
         threshold: least confidence to answer with; below it the question is declined.
-        bias, odds, sure, rank, verbatim, support: weights of an answer's log-odds of being right: of a constant, of the
-            model's log-odds of answering, of the mean log-probability of the answer's tokens, of the logarithm of the
-            passage's rank, of standing in the passage word by word, and of the logarithm of one more than the other
-            passages that say the same.
+        language: of the documents, for stemming (ISO 639-1).
+        bias, odds, sure, rank, verbatim, support, cosine, overlap: weights of what speaks for an answer, which add up
+            to its log-odds of being right; `agents.reading.speaking` tells what each one is.
 
     Raises:
         CallerError: fewer than one passage, or fewer than 64 tokens.
@@ -64,12 +63,15 @@ class ReadingConfig:
     tokens: int = 600
     answers: Literal["sentence", "brief"] = "sentence"
     threshold: float = 0.5
+    language: str = "en"
     bias: float = 0.0
     odds: float = 1.0
     sure: float = 1.0
     rank: float = -0.5
     verbatim: float = 0.5
     support: float = 0.0
+    cosine: float = 0.0
+    overlap: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("passages", 1), ("tokens", 64)):

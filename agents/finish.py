@@ -59,7 +59,7 @@ async def _stopped_early(run: Run, deps: Deps) -> tuple[Run, str]:
 
 
 async def _gist(passage: Passage, question: str, deps: Deps) -> Citation | None:
-    return await citation(passage.number, passage, best_sentence(question, passage), deps.shelves)
+    return await citation(passage.number, passage, best_sentence(question, passage.hit.chunk.text), deps.shelves)
 
 
 def _sentence(stop: StopReason | None, budget: Budget) -> str:

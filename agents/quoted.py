@@ -114,7 +114,7 @@ async def quote_passages(run: Run, deps: Deps) -> Run:
     """The run with text and citations, both empty where no passage answers."""
     if not run.passages:
         return run
-    embedder = await asyncio.to_thread(_embedder, run.passages, deps)
+    embedder = await asyncio.to_thread(embedder_of, run.passages, deps)
     ranked = best_first(run.passages)
     by_hit = {passage.hit.id: passage for passage in run.passages}
     model = await deps.model() if deps.quoting.choice else None
@@ -145,7 +145,7 @@ def best_first(passages: tuple[Passage, ...]) -> list[Passage]:
     return [passage for _, _, passage in sorted(ranked, key=lambda item: item[:2])]
 
 
-def _embedder(passages: Sequence[Passage], deps: Deps) -> Embedder:
+def embedder_of(passages: Sequence[Passage], deps: Deps) -> Embedder:
     """The one that the collection was made with, or the default for a search of another kind."""
     shelf = deps.shelves.get(passages[0].tool)
     own = shelf.embedder() if shelf is not None else None

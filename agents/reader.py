@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from agents.citations import citation, sentence_with
+from agents.citations import citation
 from agents.deps import Deps
 from agents.events import AnswerDelta
 from agents.finish import DECLINED
-from agents.quoted import best_first, to_other_tools
-from agents.reading import YES_NO, Part, Read, Reading, in_a_sentence, part_size, parts
+from agents.quoted import best_first, embedder_of, to_other_tools
+from agents.reading import Part, Read, Reading, in_a_sentence, part_size, parts
 from agents.reading import read as read_parts
 from agents.state import Json, Run, State, dump, load, messages
 from framework.documents import Citation
@@ -38,7 +38,8 @@ async def read(state: State, runtime: Runtime[Deps]) -> Json:
         return {"run": dump(run if run.stop else await to_other_tools(run, deps))}
     try:
         async with asyncio.timeout(max(0.0, deps.time_left())):
-            reading = await read_parts(run.question, affordable, model, deps.reading, before)
+            embedder = await asyncio.to_thread(embedder_of, run.passages, deps)
+            reading = await read_parts(run.question, affordable, model, embedder, deps.reading, before)
     except TimeoutError:
         spent = sum(part_size(run.question, part, model, before) for part in affordable)
         return {"run": dump(replace(run, stop="seconds", usage=run.usage + Usage(spent, 0)))}
@@ -90,9 +91,7 @@ async def _supported(run: Run, reading: Reading, deps: Deps) -> tuple[Run, Read 
     by_hit = {passage.hit.id: passage for passage in run.passages}
     for each in () if reading.declined else reading.reads:
         passage = by_hit[each.part.hit.id]
-        answer = "" if each.key in YES_NO else each.text
-        span = sentence_with(answer, run.question, passage, (each.part.start, each.part.end))
-        found = await citation(1, passage, span, deps.shelves)
+        found = await citation(1, passage, each.span, deps.shelves)
         if found is not None:
             return run, each, found
         run = run.noting(f"An answer was left out: {passage.hit.chunk.document_id} has changed since it was read.")

@@ -1,9 +1,9 @@
 """Reading: each found passage is asked for itself, the best answer is taken, or none.
 
 A small model reads one passage well and several badly, and passages read side by side share one batch. The model's own
-doubt decides: an answer counts by how much more probable the model finds it to answer than to decline (see
-`framework.prompts.reading`), by how well the passage was found, and by other passages that say the same. The weights
-are fitted by `bench/reading_tune.py`.
+doubt decides, with what speaks for the sentence that the answer stands in (`evidence`): an answer counts by how much
+more probable the model finds it to answer than to decline (see `framework.prompts.reading`), by how well its passage
+was found, and by how near its sentence is to the question. The weights are fitted by `bench/reading_tune.py`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,28 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
+from agents.citations import sentence_with
 from agents.config import ReadingConfig
+from agents.evidence import FEATURES, Candidate, features
 from agents.sentences import split_sentences
 from agents.turn import usage_of
 from framework.documents import Hit
 from framework.messages import Completion, Message, Usage
-from framework.models.base import ChatModel, GenerationParams, complete
+from framework.models.base import ChatModel, Embedder, GenerationParams, complete
 from framework.prompts.reading import UNANSWERABLE, Style, reading_messages
+from framework.retrieval.bm25 import Analyzer
 
 LEAST = -12.0  # log-probability of what a model did not name among its first choices
 BRIEF_TOKENS, SENTENCE_TOKENS = 40, 96
 OVERHEAD = 16  # tokens that a chat template puts around the two messages, at most
 LEAST_ROOM = 32  # tokens of a passage; where there is no room for these, the model refuses the prompt and says why
 YES_NO = ("yes", "no")
+# What speaks for an answer; the last two are of the sentence that it stands in.
+SPEAKING = ("bias", "odds", "sure", "rank", "verbatim", "support", "cosine", "overlap")
+_COSINE, _OVERLAP = FEATURES.index("cosine"), FEATURES.index("overlap_heading")
 _WORDS = re.compile(r"\w+")
 _ARTICLES = frozenset(("a", "an", "the"))
 
@@ -56,6 +65,7 @@ class Read:
         usage: tokens that it took.
     """
 
+    question: str
     part: Part
     text: str
     odds: float
@@ -66,6 +76,12 @@ class Read:
     def verbatim(self) -> bool:
         """The answer stands in the passage as it is."""
         return " ".join(self.text.split()).casefold() in " ".join(self.part.text.split()).casefold()
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Of the sentence, in the passage's text, that the answer stands in; or of the one that is nearest to it."""
+        answer = "" if self.key in YES_NO else self.text
+        return sentence_with(answer, self.question, self.part.hit.chunk.text, (self.part.start, self.part.end))
 
     @property
     def key(self) -> str:
@@ -140,12 +156,14 @@ async def read(
     question: str,
     found: Sequence[Part],
     model: ChatModel,
+    embedder: Embedder,
     config: ReadingConfig = ReadingConfig(),  # noqa: B008  frozen
     before: tuple[str, str] | None = None,
 ) -> Reading:
     """Ask each part.
 
     Args:
+        embedder: tells how near the answers' sentences are to the question.
         before: the question and answer that this question follows.
     """
     tasks = [asyncio.ensure_future(read_part(question, part, model, before)) for part in found]
@@ -154,36 +172,59 @@ async def read(
     finally:
         for task in tasks:
             task.cancel()  # the others, where one has failed
-    return judge(reads, config)
+    asked = f"{before[0]} {question}" if before else question
+    rows = await asyncio.to_thread(speaking, asked, reads, embedder, config.language)
+    return judge(reads, rows, config)
 
 
-def judge(reads: Sequence[Read], config: ReadingConfig) -> Reading:
-    """The answers in order, and whether the best one is good enough."""
+def speaking(question: str, reads: Sequence[Read], embedder: Embedder, language: str) -> NDArray[np.float64]:
+    """For each answer what speaks for it: array of shape (answers, len(SPEAKING)).
+
+    - odds, sure: see `Read`; verbatim: whether it stands in the passage as it is
+    - rank: logarithm of the passage's rank; support: of one more than the other passages that say the same
+    - cosine: of the question and the sentence that the answer stands in; overlap: share of the question's words, by
+      their weight, that this sentence and its headings hold
+    """
+    answers = [each for each in reads if each.text]
+    if not answers:
+        return np.zeros((0, len(SPEAKING)))
+    near = features(question, [_candidate(each) for each in answers], embedder, Analyzer(language))
+    table = [
+        (
+            1.0,
+            a.odds,
+            a.sure,
+            math.log(a.part.rank),
+            a.verbatim,
+            math.log1p(agreeing(a, answers)),
+            row[_COSINE],
+            row[_OVERLAP],
+        )
+        for a, row in zip(answers, near, strict=True)
+    ]
+    return np.array(table, dtype=np.float64)
+
+
+def _candidate(each: Read) -> Candidate:
+    chunk, (start, end) = each.part.hit.chunk, each.span
+    return Candidate(each.part.hit, each.part.rank - 1, chunk.start + start, chunk.start + end, chunk.text[start:end])
+
+
+def judge(reads: Sequence[Read], rows: NDArray[np.float64], config: ReadingConfig) -> Reading:
+    """The answers in order, and whether the best one is good enough; `rows` are what `speaking` gives."""
     usage = sum((each.usage for each in reads), Usage())
     answers = [each for each in reads if each.text]
-    scores = [score(each, agreeing(each, answers), config) for each in answers]
-    order = sorted(range(len(answers)), key=lambda i: -scores[i])
-    if not order:
+    if not answers:
         return Reading((), 0.0, declined=True, usage=usage)
-    confidence = 1 / (1 + math.exp(-max(-700.0, scores[order[0]])))
+    scores = rows @ np.array([getattr(config, name) for name in SPEAKING])
+    order = np.argsort(-scores, kind="stable")
+    confidence = 1 / (1 + math.exp(-max(-700.0, float(scores[order[0]]))))
     return Reading(tuple(answers[i] for i in order), confidence, confidence < config.threshold, usage)
 
 
 def agreeing(one: Read, answers: Sequence[Read]) -> int:
     """Other passages that give the same answer."""
     return len({each.part.rank for each in answers if each.key == one.key} - {one.part.rank})
-
-
-def score(each: Read, support: int, config: ReadingConfig) -> float:
-    """Log-odds that this answer is right; `support` is how many other passages say the same."""
-    return (
-        config.bias
-        + config.odds * each.odds
-        + config.sure * each.sure
-        + config.rank * math.log(each.part.rank)
-        + config.verbatim * each.verbatim
-        + config.support * math.log1p(support)
-    )
 
 
 async def read_part(question: str, part: Part, model: ChatModel, before: tuple[str, str] | None = None) -> Read:
@@ -195,7 +236,7 @@ async def read_part(question: str, part: Part, model: ChatModel, before: tuple[s
     odds = _odds(answer, declined)
     chosen = [token.logprob for token in answer.logprobs]
     sure = sum(chosen) / len(chosen) if chosen else 0.0
-    return Read(part, "" if declined else text, odds, sure, usage_of(answer, messages, model))
+    return Read(question, part, "" if declined else text, odds, sure, usage_of(answer, messages, model))
 
 
 async def in_a_sentence(

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from agents.config import QuotingConfig, ReadingConfig
 from agents.quoting import quote
-from agents.reading import Part, Read, agreeing, heading, judge, parts, read_part
+from agents.reading import SPEAKING, Part, Read, heading, judge, parts, read_part, speaking
 from bench.quoting_tune import Remembering, data_folder, least
 from bench.reading_data import Question, Task, reporting, tuning, without_gold
 from evals.metrics.answers import token_f1, tokens
@@ -37,31 +37,22 @@ from framework.retrieval.filters import In, Not
 from indexers.library import Library
 
 Matrix = NDArray[np.float64]
-WEIGHTS = ("bias", "odds", "sure", "rank", "verbatim", "support")
 AT_ONCE = 8  # questions
 MISMATCHED = 3  # every third question is asked once more with its documents out of reach
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One question, what each found passage says to it, and whether the quoting agent would answer."""
+    """One question, what each found passage says to it, what speaks for each answer, and the quoting's confidence."""
 
     question: Question
     reads: list[Read]
+    rows: Matrix
     quoted: float
 
     @property
     def answers(self) -> list[Read]:
         return [each for each in self.reads if each.text]
-
-    @property
-    def rows(self) -> Matrix:
-        """For each answer what speaks for it, in the order of WEIGHTS."""
-        found = self.answers
-        table = [
-            (1.0, a.odds, a.sure, np.log(a.part.rank), float(a.verbatim), np.log1p(agreeing(a, found))) for a in found
-        ]
-        return np.array(table, dtype=np.float64).reshape(len(found), len(WEIGHTS))
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -91,7 +82,7 @@ class Remembered:
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({key: self._known[key]}, ensure_ascii=False) + "\n")
         known = self._known[key]
-        return Read(part, str(known["text"]), float(known["odds"]), float(known["sure"]), Usage())
+        return Read(question.text, part, str(known["text"]), float(known["odds"]), float(known["sure"]), Usage())
 
 
 async def cases(task: Task, library: Library, remembered: Remembered, most: int, mismatched: bool) -> list[Case]:
@@ -110,7 +101,9 @@ async def cases(task: Task, library: Library, remembered: Remembered, most: int,
             found = parts(question.text, hits, remembered.model, config, question.before)
             reads = await asyncio.gather(*[remembered.read(question, part) for part in found])
             quotation = await quote(question.query, hits, embedder, None, QuotingConfig())
-            return Case(question, list(reads), quotation.confidence)
+            asked = f"{question.before[0]} {question.text}" if question.before else question.text
+            rows = await asyncio.to_thread(speaking, asked, reads, embedder, config.language)
+            return Case(question, list(reads), rows, quotation.confidence)
 
     done = list(await asyncio.gather(*[case(question) for question in asked]))
     embedder.save()
@@ -136,17 +129,17 @@ def fit_weights(chosen: Sequence[Case]) -> Matrix:
     def loss(weights: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.binary_cross_entropy_with_logits(rows @ weights, label, share, reduction="sum")
 
-    return least(loss, len(WEIGHTS))
+    return least(loss, len(SPEAKING))
 
 
 def configured(weights: Matrix, threshold: float = 0.0) -> ReadingConfig:
-    values = dict(zip(WEIGHTS, (float(w) for w in weights.round(2)), strict=True))
+    values = dict(zip(SPEAKING, (float(w) for w in weights.round(2)), strict=True))
     return replace(ReadingConfig(), threshold=threshold, **values)
 
 
 def fit_threshold(chosen: Sequence[Case], config: ReadingConfig) -> float:
     """The confidence that parts right best answers from all others best."""
-    judged = [judge(case.reads, replace(config, threshold=0.0)) for case in chosen]
+    judged = [judge(case.reads, case.rows, replace(config, threshold=0.0)) for case in chosen]
     sure = np.array([reading.confidence for reading in judged])
     label = np.array([bool(r.reads) and c.accepts(r.reads[0]) for c, r in zip(chosen, judged, strict=True)])
     steps = np.linspace(0.02, 0.98, 97)
@@ -156,7 +149,7 @@ def fit_threshold(chosen: Sequence[Case], config: ReadingConfig) -> float:
 
 def figures(chosen: Sequence[Case], config: ReadingConfig) -> dict[str, float]:
     """How a set goes: answers that are right among all, how many are declined, F1 where the answers are short."""
-    judged = [judge(case.reads, config) for case in chosen]
+    judged = [judge(case.reads, case.rows, config) for case in chosen]
     given = [(c, r.reads[0]) if not r.declined else (c, None) for c, r in zip(chosen, judged, strict=True)]
     short = [(c, best) for c, best in given if not c.question.long and c.question.answers]
     told = {
@@ -196,13 +189,13 @@ def fit(chosen: Sequence[Case]) -> None:
         told([case for case in chosen if case.question.group.startswith(group)], config)
     config = configured(fit_weights(chosen))
     config = replace(config, threshold=fit_threshold(chosen, config))
-    print("ReadingConfig:", {name: value for name, value in asdict(config).items() if name in (*WEIGHTS, "threshold")})
+    print("ReadingConfig:", {name: value for name, value in asdict(config).items() if name in (*SPEAKING, "threshold")})
     told(chosen, config)
     everything = quality(chosen, lambda case: _confidence(case, config))
     print(f"area under the curve, right best answers against others: {everything:.3f}")
-    for name in WEIGHTS[1:]:
+    for name in SPEAKING[1:]:
         without = fit_weights([_without(case, name) for case in chosen])
-        one = configured(without * (np.array(WEIGHTS) != name))
+        one = configured(without * (np.array(SPEAKING) != name))
         print(f"  without {name}: {quality(chosen, lambda case, one=one: _confidence(case, one)):.3f}, ", end="")
         print(f"best right {np.mean([_best_right(case, one) for case in chosen]):.3f}")
     print(f"  quoting's confidence alone: {quality(chosen, lambda case: case.quoted):.3f}")
@@ -213,26 +206,17 @@ def fit(chosen: Sequence[Case]) -> None:
 
 def _without(case: Case, name: str) -> Case:
     """For fitting with a weight held at nothing: its column says nothing."""
-    return _Blind(case.question, case.reads, case.quoted, WEIGHTS.index(name))
-
-
-@dataclass(frozen=True, slots=True)
-class _Blind(Case):
-    column: int = 0
-
-    @property
-    def rows(self) -> Matrix:
-        table = Case.rows.fget(self).copy()  # type: ignore[attr-defined]
-        table[:, self.column] = 0.0
-        return np.asarray(table)
+    rows = case.rows.copy()
+    rows[:, SPEAKING.index(name)] = 0.0
+    return replace(case, rows=rows)
 
 
 def _confidence(case: Case, config: ReadingConfig) -> float:
-    return judge(case.reads, config).confidence
+    return judge(case.reads, case.rows, config).confidence
 
 
 def _best_right(case: Case, config: ReadingConfig) -> bool:
-    reading = judge(case.reads, config)
+    reading = judge(case.reads, case.rows, config)
     return bool(reading.reads) and case.accepts(reading.reads[0])
 
 

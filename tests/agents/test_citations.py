@@ -133,7 +133,7 @@ def test_a_marker_stands_for_the_sentence_that_it_is_in_or_follows() -> None:
 
 def test_a_statement_that_shares_no_word_cites_the_whole_passage(notes: Any) -> None:
     passage = passages(notes)[0]
-    assert best_sentence("Zebra!", passage) == (0, len(passage.hit.chunk.text))
+    assert best_sentence("Zebra!", passage.hit.chunk.text) == (0, len(passage.hit.chunk.text))
 
 
 @pytest.mark.parametrize(

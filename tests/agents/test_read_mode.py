@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from agents import Agent, AnswerDelta, Budget, ReadingConfig, ThoughtDelta
 from agents.finish import DECLINED, UNQUOTED
+from agents.reading import SPEAKING
 from framework.config import Settings
 from framework.errors import CallerError, ModelUnavailable
 from framework.messages import Completion, Message, TokenLogprob, ToolSpec, Usage
 from framework.models.base import ToolChoice
 from framework.prompts.reading import UNANSWERABLE, Style
 from framework.prompts.tool_formats import NO_TOOL
+from framework.testing.fakes import HashEmbedder
 from framework.testing.scripted import ScriptedChat, Turn, tool_call
 from tools import tool
 
 QUESTION = "Within how many days are refunds paid?"
-PLAIN = ReadingConfig(bias=0.0, odds=1.0, sure=0.0, rank=0.0, verbatim=0.0, support=0.0, threshold=0.5)
+NOTHING = dict.fromkeys(SPEAKING, 0.0)
+PLAIN = ReadingConfig(**{**NOTHING, "odds": 1.0}, threshold=0.5)
+BRIEF = replace(PLAIN, answers="brief")
 Reading = Callable[..., tuple[Agent, ScriptedChat]]
 
 
@@ -48,6 +53,7 @@ def reader_of(answers: dict[str, Turn], sentence: str = "") -> Turn:
 @pytest.fixture
 def reading(settings: Settings, notes: Any) -> Reading:
     """An agent, and the model that reads for it."""
+    notes.embedder = HashEmbedder()
 
     def build(answer: Turn, **options: Any) -> tuple[Agent, ScriptedChat]:
         reader = ScriptedChat([answer] * 20, "reader", options.pop("context_length", 8192))
@@ -79,7 +85,7 @@ async def test_the_answer_is_a_sentence_and_its_source_is_the_one_that_holds_it(
 
 
 async def test_brief_answers_are_asked_for_once(reading: Reading) -> None:
-    agent, reader = reading(FIVE, reading=ReadingConfig(answers="brief", odds=1.0, threshold=0.5))
+    agent, reader = reading(FIVE, reading=BRIEF)
     answer = await agent.arun(QUESTION)
     assert (answer.text, answer.steps) == ("five days [1]", 1)
     assert all(request.messages[-1].content.endswith(Style.BRIEF.value) for request in reader.requests)
@@ -116,12 +122,29 @@ async def test_the_surest_passage_answers(reading: Reading) -> None:
 async def test_passages_that_agree_support_each_other(reading: Reading, collection: type[Any]) -> None:
     notes = collection({"a": "one paid", "b": "paid two", "c": "two days paid"})
     read = reader_of({"one": said("one", 1.0), "paid two": said("Two.", 0.8), "two days": said("two", 0.8)})
-    alone = ReadingConfig(answers="brief", odds=1.0, sure=0.0, rank=0.0, verbatim=0.0, support=0.0)
-    together = ReadingConfig(answers="brief", odds=1.0, sure=0.0, rank=0.0, verbatim=0.0, support=1.0)
-    first, _ = reading(read, knowledge=[notes], reading=alone)
-    second, _ = reading(read, knowledge=[notes], reading=together)
+    first, _ = reading(read, knowledge=[notes], reading=BRIEF)
+    second, _ = reading(read, knowledge=[notes], reading=replace(BRIEF, support=1.0))
     assert (await first.arun("paid?")).text == "one [1]"
     assert (await second.arun("paid?")).text.lower().startswith("two")
+
+
+async def test_an_answer_whose_sentence_is_near_to_the_question_goes_first(
+    reading: Reading, collection: type[Any]
+) -> None:
+    notes = collection(
+        {"a": "Parcels are paid by card. Five.", "b": "Refunds are paid within nine days."}, embedder=HashEmbedder()
+    )
+    read = reader_of({"Five": said("Five"), "nine": said("nine", 2.9)})
+    first, _ = reading(read, knowledge=[notes], reading=BRIEF)
+    second, _ = reading(read, knowledge=[notes], reading=replace(BRIEF, cosine=3.0, overlap=3.0))
+    assert (await first.arun(QUESTION)).text == "Five [1]"
+    assert (await second.arun(QUESTION)).text == "nine [1]"
+
+
+def test_too_little_to_read_is_refused() -> None:
+    for wrong in ({"passages": 0}, {"tokens": 1}):
+        with pytest.raises(CallerError, match="reading"):
+            ReadingConfig(**wrong)  # type: ignore[arg-type]
 
 
 async def test_a_model_without_a_reader_reads_by_itself_if_told_to(settings: Settings, notes: Any) -> None:
