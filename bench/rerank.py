@@ -1,6 +1,6 @@
 """What reranking adds to a search, by the number of candidates, and what the first search pays for loading.
 
-Candidates are 110 words long, which is what the chunks of documentation come to.
+Candidates are some 150 tokens long, which is what chunks of documentation come to.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from bench.corpus import pages
 from bench.harness import Figure, Spread, seconds
 
-WORDS = 110
+WORDS = 50
 QUERY = "What happens when an indexing run is killed?"
 
 

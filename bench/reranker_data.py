@@ -1,10 +1,12 @@
 """Pairs to train the reranker that ships on, with hard negatives from the hybrid search.
 
-    LECTERN_DATA=../shared/data python -m bench.reranker_data runs/reranker/pairs.jsonl --home /tmp/reranker
+    LECTERN_DATA=../shared/data python -m bench.reranker_data runs/reranker/pairs.jsonl \
+        --documents recipes/reranker.documents.txt
 
 Our own documents (recipes/data), SciFact's training claims, HotpotQA's 100 questions, and the last turns of MTRAG-UN
 without its ClapNQ part. One own document in eight, and one training claim in six, are held out: by them the adapter and
-the blending were chosen (`python -m bench.reranker_tune`). `--home` keeps the index for the next run.
+the blending were chosen (`python -m bench.reranker_tune`). `--documents` names those of our own documents that there
+were when the adapter that ships was made; without it all are taken. `--home` keeps the index for the next run.
 """
 
 from __future__ import annotations
@@ -67,15 +69,18 @@ def held_out(collection: str, question: str) -> bool:
     return every is not None and int(hashlib.md5(name.encode(), usedforsecurity=False).hexdigest(), 16) % every == 0
 
 
-def collections(data: Path) -> list[Collection]:
+def collections(data: Path, only: frozenset[str] | None = None) -> list[Collection]:
     """All that is trained on."""
-    return [own(), scifact(data), hotpot(data), mtrag(data)]
+    return [own(only), scifact(data), hotpot(data), mtrag(data)]
 
 
-def own() -> Collection:
+def own(only: frozenset[str] | None = None) -> Collection:
+    """Our own documents, or those of them that are named."""
     documents, questions = [], []
     for file in sorted(OWN.glob("*.jsonl")):
         for line in _lines(file):
+            if only is not None and line["id"] not in only:
+                continue
             documents.append(Document(line["id"], line["text"], line.get("title", "")))
             for i, asked in enumerate(line["questions"]):
                 gold = frozenset({line["id"]})
@@ -133,6 +138,11 @@ def _holds(hit: Hit, answer: str) -> bool:
     return bool(answer) and answer.lower() in hit.chunk.text.lower()
 
 
+def named(file: Path) -> frozenset[str]:
+    """The ids in a file, one a line."""
+    return frozenset(file.read_text(encoding="utf-8").split())
+
+
 def open_home(home: Path) -> Library:
     return Library.open(Settings({"lectern": {"home": str(home)}}, Path.cwd(), None))
 
@@ -160,10 +170,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.reranker_data", description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--home", type=Path, default=Path("runs/reranker/home"), help="where the index is kept")
+    parser.add_argument("--documents", type=Path, help="a file of ids: only these of our own documents")
     arguments = parser.parse_args()
+    only = named(arguments.documents) if arguments.documents else None
     rows: list[PairRow] = []
     with open_home(arguments.home) as library:
-        for collection in collections(Path(os.environ["LECTERN_DATA"])):
+        for collection in collections(Path(os.environ["LECTERN_DATA"]), only):
             library.index_documents(collection.documents, collection.name)
             found = list(pairs(collection, library))
             if collection.name == "own":

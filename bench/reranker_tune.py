@@ -1,20 +1,24 @@
 """What reranking does to the questions that `bench.reranker_data` keeps from training, by candidates and by blending.
 
-    LECTERN_DATA=../shared/data python -m bench.reranker_tune --home /tmp/reranker [--reranker FOLDER] [--limit 100]
+    LECTERN_DATA=../shared/data python -m bench.reranker_tune [--reranker FOLDER] [--limit 100]
+    python -m bench.reranker_tune --unseen recipes/reranker.documents.txt
 
-nDCG@10 over documents, by their best chunk. Each question is searched once; the blends are computed from the scores.
+With `--unseen`, what it does to 400 questions about those of our own documents that the file does not name: none of
+them was there when the adapter that ships was made. nDCG@10 over documents, by their best chunk. Each question is
+searched once; the blends are computed from the scores.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from bench.reranker_data import Question, open_home, own, scifact
+from bench.reranker_data import Collection, Question, named, open_home, own, scifact
 from framework.bridge import run_sync
 from framework.documents import Hit
 from framework.models.rerankers import load_reranker
@@ -57,16 +61,29 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=Path("runs/reranker/home"))
     parser.add_argument("--reranker", help="a folder; without one, the configured model")
     parser.add_argument("--limit", type=int, default=100_000, help="questions of each set")
+    parser.add_argument("--unseen", type=Path, help="a file of ids of our own documents: report on the others")
     arguments = parser.parse_args()
     model = load_reranker(arguments.reranker)
     config = SearchConfig(k=50, pool=200, rerank_candidates=max(CANDIDATES))
     with open_home(arguments.home) as library:
-        for collection in (own(), scifact(Path(os.environ["LECTERN_DATA"]))):
-            questions = collection.choosing[: arguments.limit]
+        for collection, questions in _asked(arguments.unseen):
+            library.index_documents(collection.documents, collection.name)
             print(f"{collection.name}: {len(questions)} questions")
             made = library.retriever(collection.name, config)
             parts = (made.store, made.corpus, made.embedder, made.tenant, made.collection, config)
-            table(Retriever(*parts, reranker=lambda: model), questions)
+            table(Retriever(*parts, reranker=lambda: model), questions[: arguments.limit])
+
+
+def _asked(unseen: Path | None) -> list[tuple[Collection, list[Question]]]:
+    """Collections with what is asked of them."""
+    everything = own()
+    if unseen is None:
+        claims = scifact(Path(os.environ["LECTERN_DATA"]))
+        return [(everything, everything.choosing), (claims, claims.choosing)]
+    seen = named(unseen)
+    fresh = sorted((q for q in everything.questions if not q.gold & seen), key=lambda question: question.id)
+    random.Random(5).shuffle(fresh)
+    return [(everything, fresh[:400])]
 
 
 if __name__ == "__main__":
