@@ -33,7 +33,7 @@ NAME = re.compile(
 CLAUSE = re.compile(r"[^,.;:()\n]+")
 TRUTH: Final = {"yes": "no", "no": "yes"}
 NUMBER_WORDS = re.compile(
-    r"\b(when|how (many|much|long|old|far|often|high|large|tall)|what (year|date|day|time))\b", re.I
+    r"\b(when|how (?!do|does|did|is|are|was|were|can|could|may|to|should|come)[a-z]+|what (year|date|day|time))\b", re.I
 )
 NAME_WORDS = re.compile(r"\b(who|whom|whose|where|which|what (city|country|name|company))\b", re.I)
 
