@@ -184,7 +184,7 @@ def sentence_with(answer: str, question: str, text: str, within: tuple[int, int]
     """The span, within a passage's text, of the sentence that holds an answer.
 
     Of several that hold it, the one that shares most with the question; where none does, the one that shares most with
-    both. An answer that reaches over several sentences gives them all.
+    both, the answer counting twice. An answer that reaches over several sentences gives them all.
 
     Args:
         within: the part of the text to look in; None: all of it.
@@ -196,7 +196,7 @@ def sentence_with(answer: str, question: str, text: str, within: tuple[int, int]
         touched = [sentence for sentence in sentences if sentence[0] < end and start < sentence[1]]
         spans.append((min(start, touched[0][0]), max(end, touched[-1][1])) if touched else (start, end))
     if not spans:
-        return best_sentence(f"{question} {answer}", text)
+        return best_sentence(f"{question} {answer} {answer}", text)
     wanted = Counter(_words(question))
     return max(spans, key=lambda span: _similarity(wanted, Counter(_words(text[span[0] : span[1]]))))
 

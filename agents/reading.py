@@ -12,14 +12,14 @@ import asyncio
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agents.citations import sentence_with
 from agents.config import ReadingConfig
-from agents.evidence import FEATURES, Candidate, features
+from agents.evidence import FEATURES, Candidate, features, repeats
 from agents.sentences import split_sentences
 from agents.turn import usage_of
 from framework.documents import Hit
@@ -168,7 +168,7 @@ async def read(
     """
     tasks = [asyncio.ensure_future(read_part(question, part, model, before)) for part in found]
     try:
-        reads = await asyncio.gather(*tasks)
+        reads = [_answering(each) for each in await asyncio.gather(*tasks)]
     finally:
         for task in tasks:
             task.cancel()  # the others, where one has failed
@@ -237,6 +237,12 @@ async def read_part(question: str, part: Part, model: ChatModel, before: tuple[s
     chosen = [token.logprob for token in answer.logprobs]
     sure = sum(chosen) / len(chosen) if chosen else 0.0
     return Read(question, part, "" if declined else text, odds, sure, usage_of(answer, messages, model))
+
+
+def _answering(each: Read) -> Read:
+    """Without its answer where the question itself stands around it: an example of asking answers nothing."""
+    start, end = each.span if each.text else (0, 0)
+    return replace(each, text="") if repeats(each.question, each.part.hit.chunk.text[start:end]) else each
 
 
 async def in_a_sentence(

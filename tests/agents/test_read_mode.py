@@ -141,6 +141,22 @@ async def test_an_answer_whose_sentence_is_near_to_the_question_goes_first(
     assert (await second.arun(QUESTION)).text == "nine [1]"
 
 
+async def test_an_example_of_asking_the_question_answers_nothing(reading: Reading, collection: type[Any]) -> None:
+    notes = collection({"a": f'Try "{QUESTION} five days" in the chat.'}, embedder=HashEmbedder())
+    agent, _ = reading(reader_of({"five days": said("five days")}), knowledge=[notes])
+    assert (await agent.arun(QUESTION)).stop == "declined"
+
+
+async def test_an_answer_in_other_words_is_supported_by_the_sentence_that_is_nearest_to_it(
+    reading: Reading, collection: type[Any]
+) -> None:
+    text = "A file that is damaged never stops a run. It is put into quarantine with its reason."
+    notes = collection({"a": text}, embedder=HashEmbedder())
+    agent, _ = reading(reader_of({"damaged": said("puts into quarantine with a reason")}), knowledge=[notes])
+    answer = await agent.arun("What happens to a file that is damaged?")
+    assert answer.citations[0].quote == "It is put into quarantine with its reason."
+
+
 def test_too_little_to_read_is_refused() -> None:
     for wrong in ({"passages": 0}, {"tokens": 1}):
         with pytest.raises(CallerError, match="reading"):
