@@ -62,16 +62,16 @@ class ReadingConfig:
     passages: int = 6
     tokens: int = 600
     answers: Literal["sentence", "brief"] = "sentence"
-    threshold: float = 0.5
+    threshold: float = 0.41
     language: str = "en"
-    bias: float = 0.0
-    odds: float = 1.0
-    sure: float = 1.0
-    rank: float = -0.5
-    verbatim: float = 0.5
-    support: float = 0.0
-    cosine: float = 0.0
-    overlap: float = 0.0
+    bias: float = -1.66
+    odds: float = 0.19
+    sure: float = 1.31
+    rank: float = -0.83
+    verbatim: float = -0.1
+    support: float = 0.25
+    cosine: float = 2.48
+    overlap: float = 0.28
 
     def __post_init__(self) -> None:
         for name, least in (("passages", 1), ("tokens", 64)):

@@ -36,6 +36,12 @@ def settings(tmp_path: Path) -> Settings:
     return Settings({"lectern": {"home": str(tmp_path / "home")}}, base=tmp_path)
 
 
+@pytest.fixture
+def nothing_ships(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As if no adapters came with Lectern: for tests that count those which are there."""
+    monkeypatch.setattr("framework.models.shipped_adapters.SHIPPED", tmp_path / "nothing")
+
+
 @pytest.fixture(scope="session")
 def embedder() -> Embedder:
     """The embedder that ships: all-MiniLM-L6-v2."""

@@ -29,11 +29,12 @@ from pydantic import TypeAdapter, ValidationError
 from framework.config import Settings, make_home
 from framework.engine.adapter import Adapter
 from framework.errors import CallerError, Conflict, ModelUnavailable, NotFound, OperatorError, StoreCorrupt
+from framework.models import shipped_adapters as ships
 from framework.models.base import ModelCard
 from framework.models.catalog import Resolved
 from framework.models.config import EngineConfig, ModelsConfig
 from framework.models.named_adapter import Checked, NamedAdapter, require_digest
-from framework.models.shipped_adapters import SHIPPED, find_shipped, shipped_adapters
+from framework.models.shipped_adapters import find_shipped, shipped_adapters
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
@@ -63,14 +64,14 @@ class AdapterStore:
     Args:
         home: the state directory.
         slots: adapters that an engine holds at once; as many but one may be pinned for each base.
-        shipped: folder of the adapters that come with Lectern.
+        shipped: folder of the adapters that come with Lectern; None: the one in the package.
     """
 
-    def __init__(self, home: Path, slots: int = EngineConfig().adapter_slots, shipped: Path = SHIPPED) -> None:
+    def __init__(self, home: Path, slots: int = EngineConfig().adapter_slots, shipped: Path | None = None) -> None:
         self.home = home
         self.folder = home / "adapters"
         self.slots = slots
-        self.shipped = shipped
+        self.shipped = ships.SHIPPED if shipped is None else shipped
 
     @classmethod
     def open(cls, settings: Settings) -> AdapterStore:

@@ -18,6 +18,7 @@ from framework.models.catalog import Catalog
 from framework.testing.adapters import write_lora
 from server.config import ServerConfig
 
+pytestmark = pytest.mark.usefixtures("nothing_ships")
 TEMPLATE = "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '<|end|>' }}{% endfor %}{{ 'assistant:' }}"
 QUESTION: Any = [{"role": "user", "content": "Why?"}]
 LINEARS = {f"layers.{i}.mlp.{name}": (64, 32) for i in range(2) for name in ("gate_proj", "up_proj")}

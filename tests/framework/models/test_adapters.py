@@ -23,6 +23,7 @@ from framework.models.catalog import Catalog, Resolved
 from framework.models.chat import check_chat, load_chat
 from framework.testing.adapters import write_ia3, write_lora
 
+pytestmark = pytest.mark.usefixtures("nothing_ships")
 LLAMA = {
     **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 16, "intermediate_size": 32},
     **{"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 64},

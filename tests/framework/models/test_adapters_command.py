@@ -15,6 +15,7 @@ from framework import cli
 from framework.models.adapter_commands import adapters
 from framework.testing.adapters import write_lora
 
+pytestmark = pytest.mark.usefixtures("nothing_ships")
 LINEARS = {"layers.0.mlp.up_proj": (32, 16)}
 BASE = {
     **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 16, "intermediate_size": 32},

@@ -11,7 +11,7 @@ import pytest
 
 from framework.engine.lora import identify
 from framework.errors import Conflict, NotFound
-from framework.models import adapters, shipped_adapters
+from framework.models import shipped_adapters
 from framework.models.adapters import AdapterStore, base_id, linears_of
 from framework.models.base import ModelCard, in_role
 from framework.models.catalog import Catalog, Resolved
@@ -125,7 +125,7 @@ def test_the_command_lists_where_an_adapter_comes_from(
 ) -> None:
     from framework.models.adapter_commands import adapters as command
 
-    monkeypatch.setattr(adapters.AdapterStore.__init__, "__defaults__", (64, shipped))
+    monkeypatch.setattr(shipped_adapters, "SHIPPED", shipped)
     command(["list"], standalone_mode=False)
     assert "shipped" in capsys.readouterr().out
     command(["list", "--json"], standalone_mode=False)
