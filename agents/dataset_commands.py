@@ -220,6 +220,33 @@ def generate(**options: Any) -> None:
     click.echo(f"Wrote {made.rows} rows to {order.out}.")
 
 
+@dataset.command()
+@click.argument("files", nargs=-1, required=True, type=FILE)
+@out_option
+@click.option(
+    "--unrelated", type=click.IntRange(0), default=3, show_default=True, help="As data.unrelated in training."
+)
+@click.option("--seed", type=int, default=0, show_default=True)
+@overwrite_option
+def contrast(files: tuple[Path, ...], out: Path, unrelated: int, seed: int, overwrite: bool) -> None:
+    """Make preferences by rule: each right answer of FILES beside a wrong one.
+
+    FILES hold chat rows, documents with questions, or tools with requests. Training on preferences does the same with
+    such files by itself.
+    """
+    from collections import Counter
+
+    from framework.training.config import DataConfig
+    from framework.training.data import Material
+    from framework.training.datasets import write_rows
+
+    _refuse_existing(out, overwrite)
+    made = Material.read(files, "preference").rows(DataConfig(unrelated=unrelated), seed)
+    click.echo(f"Wrote {write_rows(out, made)} preference rows to {out}.")
+    for rule, count in Counter(row.provenance.details.get("rejected", "as given") for row in made).most_common():
+        click.echo(f"  {count}: {rule}")
+
+
 def _read(file: Path) -> list[Row]:
     from framework.training.datasets import detect_kind, read_rows
 

@@ -194,3 +194,18 @@ def test_documents_with_questions_and_toolboxes_are_preferences_too(tmp_path: Pa
     assert len(rows) == len(asked) + 1 + 2 + 1 + 1
     with pytest.raises(CallerError, match="learns from chat rows"):
         Material.read(files[3:], "chat")
+
+
+def test_the_command_writes_pairs_and_tells_how_they_were_made(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from agents.dataset_commands import dataset
+    from framework.training.datasets import read_rows
+
+    rows = write(tmp_path / "rows.jsonl", *(reading_row(q, a, document=q).to_json() for q, a in QUESTIONS.items()))
+    out = tmp_path / "pairs.jsonl"
+    done = CliRunner().invoke(dataset, ["contrast", str(rows), "-o", str(out)])
+    assert done.exit_code == 0, done.output
+    assert f"Wrote {len(QUESTIONS)} preference rows" in done.output
+    assert "declines what the passage answers" in done.output
+    assert [row.chosen.content for row in read_rows(out, "preference")] == list(QUESTIONS.values())
