@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 
 from framework.errors import CallerError, NotFound
 from framework.models.named_adapter import NamedAdapter
+from framework.models.named_adapter import Origin as AdapterOrigin
 from framework.models.named_adapter import State as AdapterState
 from server.routes.json_route import JsonRoute
 from server.routes.responses import ERRORS, json_response
@@ -49,6 +50,7 @@ class AdapterBody(BaseModel):
     reason: str = Field(description="Why the parity gate refused it; empty otherwise.")
     active: bool
     pinned: bool
+    origin: AdapterOrigin = Field(description="shipped: it comes with Lectern, and can't be changed or removed.")
 
 
 class AdapterList(BaseModel):
@@ -162,4 +164,5 @@ def _body(adapter: NamedAdapter, state: ServerState) -> AdapterBody:
         reason=adapter.reason,
         active=adapter.active,
         pinned=adapter.pinned,
+        origin=adapter.origin,
     )
