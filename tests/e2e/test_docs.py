@@ -24,6 +24,7 @@ import httpx
 import pytest
 
 from framework.config import Settings
+from framework.training.config import read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -103,6 +104,9 @@ def run_page(page: Path, folder: Path, address: str) -> None:
             exec(compile("\n" * block.line + code, str(page), "exec"), names)
         elif block.language == "sh":
             run_shell(code, folder)
+        elif block.language == "toml" and code.startswith("recipe"):
+            (folder / "train.toml").write_text(code, encoding="utf-8")
+            read_config(folder / "train.toml")
         elif block.language == "toml" and "[eval" not in code and "[dataset" not in code and "[project" not in code:
             assert_settings(code)
 
