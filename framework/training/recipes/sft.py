@@ -21,9 +21,13 @@ def train(job: Job) -> None:
     Raises:
         CallerError: the rows are no chat rows, or longer than `data.max_length`.
     """
+    job.fit(trainer(job, *job.packed()))
+
+
+def trainer(job: Job, train_data: Sequence[Packed], validation: Sequence[Packed] = ()) -> Any:
+    """TRL's trainer, ready to train on packed sequences."""
     from trl.trainer.sft_config import SFTConfig
 
-    train_data, validation = job.packed()
     model, peft_config = job.tuned()
     arguments = SFTConfig(
         **job.arguments(),
@@ -32,7 +36,7 @@ def train(job: Job) -> None:
         max_length=None,
         completion_only_loss=False,
     )
-    trainer = _trainer()(
+    return _trainer()(
         model=model,
         args=arguments,
         train_dataset=dataset(train_data),
@@ -42,7 +46,6 @@ def train(job: Job) -> None:
         peft_config=peft_config,
         callbacks=[job.progress()],
     )
-    job.fit(trainer)
 
 
 def _trainer() -> Any:
