@@ -62,16 +62,16 @@ class ReadingConfig:
     passages: int = 6
     tokens: int = 600
     answers: Literal["sentence", "brief"] = "sentence"
-    threshold: float = 0.41
+    threshold: float = 0.33
     language: str = "en"
-    bias: float = -1.66
-    odds: float = 0.19
-    sure: float = 1.31
-    rank: float = -0.83
+    bias: float = -1.28
+    odds: float = 0.27
+    sure: float = 1.27
+    rank: float = -0.65
     verbatim: float = -0.1
-    support: float = 0.25
-    cosine: float = 2.48
-    overlap: float = 0.28
+    support: float = 0.28
+    cosine: float = 1.58
+    overlap: float = 0.43
 
     def __post_init__(self) -> None:
         for name, least in (("passages", 1), ("tokens", 64)):
