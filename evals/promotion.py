@@ -196,7 +196,7 @@ def _champion(store: AdapterStore, name: str, new: NamedAdapter, tenant: str) ->
     if plain and base != new.base:
         raise Conflict(f"{name!r} is for {base}, the challenger {new.name!r} for {new.base}.", field="name")
     try:
-        old = store.show(plain or name, tenant)
+        old = store.show(plain or name, tenant, new.base)
     except NotFound:
         return None
     if old.digest == new.digest:

@@ -85,9 +85,13 @@ class AdapterStore:
         shipped = [a for a, _ in shipped_adapters(self.shipped, tenant) if (a.name, a.base) not in taken]
         return sorted((*own, *shipped), key=lambda a: (a.name, a.base))
 
-    def show(self, name: str, tenant: str) -> NamedAdapter:
-        """Raises: NotFound: the tenant has no such adapter, and none ships."""
-        own, shipped = _look_up(self._table(), name, tenant), find_shipped(self.shipped, name, tenant)
+    def show(self, name: str, tenant: str, base: str | None = None) -> NamedAdapter:
+        """The tenant's own, or the one that ships, for this base where one is given.
+
+        Raises:
+            NotFound: the tenant has no such adapter, and none ships.
+        """
+        own, shipped = _look_up(self._table(), name, tenant), find_shipped(self.shipped, name, tenant, base)
         if own is not None:
             return own
         if shipped is None:

@@ -108,7 +108,7 @@ def publish_folder(
     resolved = Catalog(models).resolve(base or trained.base or models.chat)
     store, tenant = AdapterStore.open(settings), settings.core.tenant
     _refuse_other_base(trained, resolved)
-    known = _known(store, name, tenant)
+    known = _known(store, name, tenant, base_id(resolved.card))
     digest = identify(trained.folder).digest
     if known is not None and known.digest != digest and not overwrite:
         raise Conflict(
@@ -188,9 +188,9 @@ def _refuse_other_base(trained: Trained, base: Resolved) -> None:
             )
 
 
-def _known(store: AdapterStore, name: str, tenant: str) -> NamedAdapter | None:
+def _known(store: AdapterStore, name: str, tenant: str, base: str) -> NamedAdapter | None:
     try:
-        return store.show(name, tenant)
+        return store.show(name, tenant, base)
     except NotFound:
         return None
 

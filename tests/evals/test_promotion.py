@@ -27,6 +27,8 @@ from framework.models.named_adapter import KEPT_VERSIONS, Checked, NamedAdapter
 from framework.testing.adapters import write_lora
 from framework.testing.tiny_chat import write_tiny_chat
 
+pytestmark = pytest.mark.usefixtures("nothing_ships")
+
 LINEARS = {"layers.0.mlp.up_proj": (32, 16), "layers.0.self_attn.v_proj": (8, 16)}
 LLAMA = {
     **{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 16, "intermediate_size": 32},

@@ -27,6 +27,8 @@ from framework.training.probes import REFERENCE, Probes, load_trained, record
 from framework.training.publish import Trained, check, publish_folder
 from framework.training.run import file_hash
 
+pytestmark = pytest.mark.usefixtures("nothing_ships")
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
