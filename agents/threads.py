@@ -7,6 +7,7 @@ thread, by someone who has only the file is refused.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -14,6 +15,7 @@ import os
 import secrets
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ from framework.messages import canonical_json
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+    from agents.saver import WholeWrites
 
 FILE_NAME = "threads.sqlite"
 KEY_NAME = "threads.key"
@@ -121,7 +125,7 @@ class Threads:
             async with aiosqlite.connect(self.home / FILE_NAME, timeout=BUSY_SECONDS) as connection:
                 saver = WholeWrites(connection, serde=serde)
                 try:
-                    await saver.setup()
+                    await _set_up(saver)
                 except sqlite3.DatabaseError as error:
                     raise OperatorError(f"The threads in {self.home / FILE_NAME} can't be read: {error}.") from error
                 try:
@@ -172,6 +176,18 @@ async def exists(saver: AsyncSqliteSaver, name: str) -> bool:
 
 _BUSY: set[str] = set()
 _BUSY_LOCK = threading.Lock()
+
+
+async def _set_up(saver: WholeWrites) -> None:
+    """Make the tables. SQLite lets nobody wait for its switch to the write-ahead log: who comes second tries again."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return await saver.setup()
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.02)
 
 
 @contextmanager

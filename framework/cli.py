@@ -21,12 +21,15 @@ SUMMARIES = {
     "ask": "Ask one question and print the cited answer.",
     "chat": "Talk with an agent in the terminal.",
     "collections": "List, inspect and remove collections and documents.",
+    "dataset": "Check, clean, split, make and judge data to train on.",
     "doctor": "Tell what is installed, found, reachable and shadowed.",
     "eval": "Measure retrieval and answers, with gates for CI.",
+    "feedback": "Judge answers, and list what was judged.",
     "index": "Index files, or look at an index: status, verify.",
     "models": "List, show, fetch and quantize models.",
     "search": "Search a collection.",
     "serve": "Serve the OpenAI-compatible HTTP API.",
+    "train": "Train an adapter from one file.",
 }
 
 
