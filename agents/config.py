@@ -50,6 +50,8 @@ class ReadingConfig:
         passages: that are read, best first.
         tokens: most tokens of a passage that are read at once; a longer one is read in parts.
         answers: "sentence" or "brief": how an answer is given.
+        doubt: least log-odds of answering, by the model, at which a passage that it would decline is asked for its
+            answer all the same; what that is worth is judged with the others. 0: never.
         threshold: least confidence to answer with; below it the question is declined.
         language: of the documents, for stemming (ISO 639-1).
         bias, odds, sure, rank, verbatim, support, cosine, overlap: weights of what speaks for an answer, which add up
@@ -62,6 +64,7 @@ class ReadingConfig:
     passages: int = 6
     tokens: int = 600
     answers: Literal["sentence", "brief"] = "sentence"
+    doubt: float = -3.0
     threshold: float = 0.33
     language: str = "en"
     bias: float = -1.28

@@ -70,9 +70,10 @@ def _affordable(run: Run, before: tuple[str, str] | None, model: ChatModel, deps
     hits = [passage.hit for passage in best_first(run.passages)]
     found = parts(run.question, hits, model, deps.reading, before)
     left = deps.budget.tokens - run.usage.total_tokens
+    times = 2 if deps.reading.doubt < 0 else 1  # in doubt a part is asked again
     taken: list[Part] = []
     for part in found:
-        left -= part_size(run.question, part, model, before)
+        left -= times * part_size(run.question, part, model, before)
         if left < 0:
             break
         taken.append(part)

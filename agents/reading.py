@@ -24,7 +24,7 @@ from agents.sentences import split_sentences
 from agents.turn import usage_of
 from framework.documents import Hit
 from framework.messages import Completion, Message, Usage
-from framework.models.base import ChatModel, Embedder, GenerationParams, complete
+from framework.models.base import ChatModel, Embedder, GenerationParams, Regex, complete
 from framework.prompts.reading import UNANSWERABLE, Style, reading_messages
 from framework.retrieval.bm25 import Analyzer
 
@@ -33,6 +33,8 @@ BRIEF_TOKENS, SENTENCE_TOKENS = 40, 96
 OVERHEAD = 16  # tokens that a chat template puts around the two messages, at most
 LEAST_ROOM = 32  # tokens of a passage; where there is no room for these, the model refuses the prompt and says why
 YES_NO = ("yes", "no")
+# Anything that does not begin as declining does.
+ANSWERING = Regex(rf"([^\s{UNANSWERABLE[0]}]|{UNANSWERABLE[0]}[^{UNANSWERABLE[1]}])[^\n]*")
 # What speaks for an answer; the last two are of the sentence that it stands in.
 SPEAKING = ("bias", "odds", "sure", "rank", "verbatim", "support", "cosine", "overlap")
 _COSINE, _OVERLAP = FEATURES.index("cosine"), FEATURES.index("overlap_heading")
@@ -166,7 +168,7 @@ async def read(
         embedder: tells how near the answers' sentences are to the question.
         before: the question and answer that this question follows.
     """
-    tasks = [asyncio.ensure_future(read_part(question, part, model, before)) for part in found]
+    tasks = [asyncio.ensure_future(read_part(question, part, model, before, config.doubt)) for part in found]
     try:
         reads = [_answering(each) for each in await asyncio.gather(*tasks)]
     finally:
@@ -227,16 +229,37 @@ def agreeing(one: Read, answers: Sequence[Read]) -> int:
     return len({each.part.rank for each in answers if each.key == one.key} - {one.part.rank})
 
 
-async def read_part(question: str, part: Part, model: ChatModel, before: tuple[str, str] | None = None) -> Read:
-    """One part's answer in few words."""
+async def read_part(
+    question: str,
+    part: Part,
+    model: ChatModel,
+    before: tuple[str, str] | None = None,
+    doubt: float = 0.0,
+) -> Read:
+    """One part's answer in few words.
+
+    Where the model declines but is in doubt, it is asked for what it would have answered: whether that is good enough
+    is decided when all parts are read.
+
+    Args:
+        doubt: least log-odds of answering at which that is asked; 0: never.
+    """
     messages = reading_messages(question, part.text, heading(part.hit), Style.BRIEF, before)
-    answer = await complete(model, messages, params=GenerationParams(max_tokens=BRIEF_TOKENS, logprobs=20))
-    text = answer.message.content.strip()
-    declined = not text or text.casefold().startswith(UNANSWERABLE)
+    params = GenerationParams(max_tokens=BRIEF_TOKENS, logprobs=20)
+    answer = await complete(model, messages, params=params)
+    usage, declined = usage_of(answer, messages, model), _declines(answer)
     odds = _odds(answer, declined)
+    if declined and odds >= doubt:
+        answer = await complete(model, messages, constraint=ANSWERING, params=params)
+        usage, declined = usage + usage_of(answer, messages, model), _declines(answer)
     chosen = [token.logprob for token in answer.logprobs]
     sure = sum(chosen) / len(chosen) if chosen else 0.0
-    return Read(question, part, "" if declined else text, odds, sure, usage_of(answer, messages, model))
+    return Read(question, part, "" if declined else answer.message.content.strip(), odds, sure, usage)
+
+
+def _declines(answer: Completion) -> bool:
+    text = answer.message.content.strip()
+    return not text or text.casefold().startswith(UNANSWERABLE)
 
 
 def _answering(each: Read) -> Read:

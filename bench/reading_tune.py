@@ -75,9 +75,10 @@ class Remembered:
                 self._known.update(json.loads(line))
 
     async def read(self, question: Question, part: Part) -> Read:
-        key = content_hash(self._identity, question.text, str(question.before), heading(part.hit), part.text)
+        doubt = str(ReadingConfig().doubt)
+        key = content_hash(self._identity, doubt, question.text, str(question.before), heading(part.hit), part.text)
         if key not in self._known:
-            done = await read_part(question.text, part, self.model, question.before)
+            done = await read_part(question.text, part, self.model, question.before, ReadingConfig().doubt)
             self._known[key] = {"text": done.text, "odds": done.odds, "sure": done.sure}
             with self._file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({key: self._known[key]}, ensure_ascii=False) + "\n")

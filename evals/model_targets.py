@@ -6,34 +6,37 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from evals.calls import Called
 from evals.dataset import Dataset
 from evals.sample import Output, Sample
 from framework.config import Settings
-from framework.documents import Document
+from framework.documents import Chunk, Document, Hit
 from framework.errors import CallerError, ConfigError
 from framework.messages import system, user
-from framework.models.base import ChatModel, GenerationParams, Role, ToolChoice, complete, in_role
+from framework.models.base import ChatModel, Embedder, GenerationParams, Role, ToolChoice, complete, in_role
+
+if TYPE_CHECKING:
+    from agents.config import ReadingConfig
 
 
 @dataclass(frozen=True, slots=True)
 class ReaderConfig:
-    """Section `[target]` with `kind = "reader"`: a model reads the passage that has the answer.
+    """Section `[target]` with `kind = "reader"`: a model reads the passage that has the answer, as an agent reads.
+
+    How, and with how much confidence it answers, is the configuration's section `[agent.reading]`.
 
     Attributes:
         model: its name; empty: the configured one.
         trained: read with the adapter that the model has for it, where it has one.
         style: "brief" or "sentence".
-        max_tokens: of an answer.
     """
 
     kind: Literal["reader"]
     model: str = ""
     trained: bool = True
     style: Literal["brief", "sentence"] = "brief"
-    max_tokens: int = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,25 +63,38 @@ class ReaderTarget:
     """Asks a model about the first relevant document of each sample, whole."""
 
     def __init__(
-        self, model: ChatModel, documents: Mapping[str, Document], config: ReaderConfig, about: Mapping[str, Any]
+        self,
+        model: ChatModel,
+        embedder: Embedder,
+        documents: Mapping[str, Document],
+        config: ReaderConfig,
+        reading: ReadingConfig,
+        about: Mapping[str, Any],
     ) -> None:
         self.model = model
+        self.embedder = embedder
         self.documents = documents
         self.config = config
-        self.about = {**about, **asdict(config), "model": model.name}
+        self.reading = reading
+        self.about = {**about, **asdict(config), "reading": asdict(reading), "model": model.name}
 
     async def answer(self, sample: Sample) -> Output:
-        from framework.prompts.reading import UNANSWERABLE, Style, reading_messages
+        from agents.reading import in_a_sentence, parts, read
 
         gold = next((name for name, grade in sample.relevant.items() if grade > 0), None)
         if gold is None or gold not in self.documents:
             raise CallerError(f"The question {sample.id!r} has no passage among the dataset's.", field="dataset.gold")
-        document, style = self.documents[gold], Style[self.config.style.upper()]
-        messages = reading_messages(sample.question, document.text, document.title, style)
-        done = await complete(self.model, messages, params=GenerationParams(max_tokens=self.config.max_tokens))
-        text = done.message.content.strip()
-        declined = text.casefold().startswith(UNANSWERABLE)
-        return Output((gold,), text, declined=declined, steps=1, tokens=done.usage.total_tokens)
+        document = self.documents[gold]
+        chunk = Chunk(gold, document.text, 0, len(document.text), 0)
+        found = parts(sample.question, [Hit(gold, chunk, "", 1.0, title=document.title)], self.model, self.reading)
+        reading = await read(sample.question, found, self.model, self.embedder, self.reading)
+        if reading.declined:
+            return Output((gold,), declined=True, steps=1, tokens=reading.usage.total_tokens)
+        best, usage = reading.reads[0], reading.usage
+        if self.config.style == "brief":
+            return Output((gold,), best.text, steps=1, tokens=usage.total_tokens)
+        text, more = await in_a_sentence(sample.question, best, self.model)
+        return Output((gold,), text, steps=2, tokens=(usage + more).total_tokens)
 
 
 class CallsTarget:
@@ -113,9 +129,15 @@ async def open_reader(
     """
     if dataset.passages is None or dataset.passages.folders:
         raise ConfigError("A reader is given passages of JSONL files.", field="dataset.passages")
+    from agents.config import AgentConfig
+    from framework.models.config import ModelsConfig
+    from framework.models.embedders import load_embedder
+
     documents = {document.id: document for document in dataset.passages.documents()}
+    reading = settings.section("agent", AgentConfig).reading
+    embedder = await asyncio.to_thread(load_embedder, None, settings.section("models", ModelsConfig))
     async with _model(config.model, "reader" if config.trained else None, settings) as model:
-        yield ReaderTarget(model, documents, config, about)
+        yield ReaderTarget(model, embedder, documents, config, reading, about)
 
 
 @asynccontextmanager

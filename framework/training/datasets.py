@@ -10,7 +10,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
+
+from pydantic import BaseModel, ValidationError
 
 from framework.errors import CallerError, OperatorError
 from framework.training.row_parsing import parse_row
@@ -37,10 +39,12 @@ __all__ = [
     "Row",
     "detect_kind",
     "kind_of",
+    "read_models",
     "read_objects",
     "read_rows",
     "write_rows",
 ]
+M = TypeVar("M", bound=BaseModel)
 MAX_LINE = 16 * 2**20  # bytes: a packed file of zeros must not fill the memory
 
 
@@ -132,6 +136,23 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise CallerError(f"{path}: a line is not UTF-8: {error}.") from error
     except (OSError, EOFError) as error:
         raise CallerError(f"{path} can't be read: {error}.") from error
+
+
+def read_models(path: Path, kind: type[M]) -> list[M]:
+    """The objects of a file, each as a pydantic model.
+
+    Raises:
+        CallerError: the file can't be read, or an object does not fit; the message names file, line and place.
+    """
+    found = []
+    for where, value in read_objects(path):
+        try:
+            found.append(kind.model_validate(value))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise CallerError(f"{where}: {place + ': ' if place else ''}{first['msg']}") from error
+    return found
 
 
 def _object(text: str, where: str) -> dict[str, Any]:

@@ -18,12 +18,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from framework.errors import CallerError
 from framework.messages import assistant
 from framework.prompts.reading import UNANSWERABLE, Style, reading_messages
-from framework.training.datasets import ChatRow, PairRow, Provenance, read_objects
+from framework.training.datasets import ChatRow, PairRow, Provenance, read_models
 
 Text = Annotated[str, Field(min_length=1)]
 WORD = re.compile(r"\w{4,}")
@@ -81,15 +80,7 @@ def read_documents(path: Path) -> list[QuestionedDocument]:
     Raises:
         CallerError: naming file, line and what is wrong.
     """
-    found = []
-    for where, value in read_objects(path):
-        try:
-            found.append(QuestionedDocument.model_validate(value))
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise CallerError(f"{where}: {place + ': ' if place else ''}{first['msg']}") from error
-    return found
+    return read_models(path, QuestionedDocument)
 
 
 def is_questioned(value: dict[str, Any]) -> bool:

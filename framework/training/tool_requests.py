@@ -16,12 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from framework.errors import CallerError
 from framework.messages import Message, ToolCall, ToolSpec, assistant, system, user
 from framework.prompts.tool_formats import NO_TOOL
-from framework.training.datasets import ChatRow, Provenance, read_objects
+from framework.training.datasets import ChatRow, Provenance, read_models
 
 Text = Annotated[str, Field(min_length=1)]
 STRICT = ConfigDict(frozen=True, extra="forbid")
@@ -106,15 +105,7 @@ def read_toolboxes(path: Path) -> list[Toolbox]:
     Raises:
         CallerError: naming file, line and what is wrong.
     """
-    found = []
-    for where, value in read_objects(path):
-        try:
-            found.append(Toolbox.model_validate(value))
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise CallerError(f"{where}: {place + ': ' if place else ''}{first['msg']}") from error
-    return found
+    return read_models(path, Toolbox)
 
 
 def is_toolbox(value: dict[str, Any]) -> bool:

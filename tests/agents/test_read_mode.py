@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from agents import Agent, AnswerDelta, Budget, ReadingConfig, ThoughtDelta
 from agents.finish import DECLINED, UNQUOTED
-from agents.reading import SPEAKING
+from agents.reading import ANSWERING, SPEAKING
 from framework.config import Settings
 from framework.errors import CallerError, ModelUnavailable
 from framework.messages import Completion, Message, TokenLogprob, ToolSpec, Usage
@@ -24,7 +25,7 @@ from tools import tool
 
 QUESTION = "Within how many days are refunds paid?"
 NOTHING = dict.fromkeys(SPEAKING, 0.0)
-PLAIN = ReadingConfig(**{**NOTHING, "odds": 1.0}, threshold=0.5)
+PLAIN = ReadingConfig(**{**NOTHING, "odds": 1.0}, threshold=0.5, doubt=0.0)
 BRIEF = replace(PLAIN, answers="brief")
 Reading = Callable[..., tuple[Agent, ScriptedChat]]
 
@@ -33,8 +34,8 @@ def said(text: str, odds: float = 3.0) -> Completion:
     """An answer whose first token is so many log-odds more probable than a refusal."""
     import math
 
-    refusal = -math.log1p(math.exp(odds))
-    first = TokenLogprob(text[:1], -0.1, ((text[:1], -0.1), (UNANSWERABLE[:2], refusal)))
+    refusal = (UNANSWERABLE[:2], -math.log1p(math.exp(odds)))
+    first = TokenLogprob(*refusal, (refusal,)) if text == UNANSWERABLE else TokenLogprob(text[:1], -0.1, (refusal,))
     return Completion(Message("assistant", text), "stop", Usage(50, 3), (first,))
 
 
@@ -105,6 +106,30 @@ async def test_it_declines_where_no_passage_answers(reading: Reading) -> None:
 async def test_it_declines_where_the_model_doubts(reading: Reading) -> None:
     agent, _ = reading(reader_of({"Refunds are paid": said("five days", odds=-1.0)}))
     assert (await agent.arun(QUESTION)).stop == "declined"
+
+
+@pytest.mark.parametrize(
+    ("doubt", "threshold", "text", "asked"),
+    [(-2.0, 0.2, "five days [1]", 2), (-2.0, 0.5, DECLINED, 2), (-0.5, 0.2, DECLINED, 1)],
+)
+async def test_a_model_in_doubt_is_asked_for_what_it_would_answer(
+    reading: Reading, doubt: float, threshold: float, text: str, asked: int
+) -> None:
+    replies = iter([said(UNANSWERABLE, -1.0), said("five days")])
+
+    def answer(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Any:
+        return next(replies) if "Refunds are paid" in messages[-1].content else said(UNANSWERABLE, -9.0)
+
+    agent, reader = reading(answer, reading=replace(BRIEF, doubt=doubt, threshold=threshold))
+    assert (await agent.arun(QUESTION)).text == text
+    constraints = [r.constraint for r in reader.requests if "Refunds are paid" in r.messages[-1].content]
+    assert constraints == [None, ANSWERING][:asked]
+
+
+@pytest.mark.parametrize("text", ["unanswerable", " unanswerable", "un"])
+def test_a_model_in_doubt_can_not_decline(text: str) -> None:
+    assert not re.fullmatch(ANSWERING.pattern, text)
+    assert all(re.fullmatch(ANSWERING.pattern, answer) for answer in ("up to 5", "Under", "the unanswerable", "é"))
 
 
 async def test_it_declines_where_nothing_is_found(reading: Reading) -> None:

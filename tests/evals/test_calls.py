@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from agents import ReadingConfig
 from evals.calls import Called, Expected, all_right, json_schema, right, valid
 from evals.dataset import CallsConfig, QuestionsConfig, load_dataset
 from evals.metrics import parse_metric
@@ -22,6 +23,7 @@ from framework.documents import Document
 from framework.errors import CallerError, ConfigError
 from framework.messages import Message
 from framework.prompts.reading import UNANSWERABLE
+from framework.testing.fakes import HashEmbedder
 from framework.testing.scripted import ScriptedChat, tool_call
 
 AREA = {
@@ -172,7 +174,7 @@ def test_a_caller_gets_the_conversation_and_the_tools(samples: dict[str, Sample]
 def test_a_reader_gets_the_passage_that_answers() -> None:
     documents = {"p": Document("p", "Paris is in France.", title="Paris")}
     model = ScriptedChat(["France", UNANSWERABLE])
-    target = ReaderTarget(model, documents, ReaderConfig("reader"), {})
+    target = ReaderTarget(model, HashEmbedder(), documents, ReaderConfig("reader"), ReadingConfig(), {})
     sample = Sample("1", "Where is Paris?", {"p": 1}, ("France",))
     assert asyncio.run(target.answer(sample)).text == "France"
     assert asyncio.run(target.answer(sample)).declined
