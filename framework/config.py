@@ -133,15 +133,24 @@ def make_home(home: Path) -> None:
         ) from error
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file holds.
+
+    Raises:
+        ConfigError: there is no such file, or it is not valid TOML, or can't be read.
+    """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"There is no configuration file {path}.") from None
+        raise ConfigError(f"There is no file {path}.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from error
     except OSError as error:
         raise ConfigError(f"The configuration file {path} can't be read: {error.strerror}.") from error
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    values = read_toml(path)
     for name, section in values.items():
         if not isinstance(section, dict):
             raise ConfigError(f"{path}: the key {name!r} stands outside a section.", hint="Put it under a [section].")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import asdict, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Final, Literal, TypeAlias
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from framework.config import read_toml
 from framework.errors import ConfigError
 
 Recipe: TypeAlias = Literal["sft", "dpo", "reward", "grpo", "embedding", "reranker"]
@@ -215,14 +215,7 @@ def read_config(path: Path) -> TrainConfig:
     Raises:
         ConfigError: it is missing, no TOML, or has an unknown key or an impossible value; the message names the place.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"There is no file {path}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
-    except OSError as error:
-        raise ConfigError(f"{path} can't be read: {error.strerror}.") from error
+    values = read_toml(path)
     try:
         return TypeAdapter(TrainConfig).validate_python(values)
     except ValidationError as error:

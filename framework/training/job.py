@@ -150,10 +150,17 @@ class Job:
         return callback(self.run, self.say)
 
     def fit(self, trainer: Any) -> None:
-        """Train, from the last checkpoint where there is one, and save the result."""
-        import torch
-
+        """Train, from the last checkpoint where there is one, measure the loss at the end, and save the result."""
         quiet(trainer)
+        self.train(trainer)
+        last = self.run.reports()[-1:]
+        if self.data.validation and not any("validation_loss" in report for report in last):
+            trainer.evaluate()
+        self.save(trainer.model)
+
+    def train(self, trainer: Any) -> None:
+        """Train, from the last checkpoint where there is one."""
+        import torch
 
         if self.config.optimizer.threads:
             torch.set_num_threads(self.config.optimizer.threads)
@@ -164,10 +171,6 @@ class Job:
         if checkpoint:
             self.say(f"Taking up {checkpoint.name}.")
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        last = self.run.reports()[-1:]
-        if self.data.validation and not any("validation_loss" in report for report in last):
-            trainer.evaluate()
-        self.save(trainer.model)
 
     def save(self, model: Any) -> None:
         """Write the result: the adapter, or the whole model with its tokenizer."""

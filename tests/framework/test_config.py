@@ -96,7 +96,7 @@ def test_variables_that_are_read_directly_are_no_sections(tmp_path: Path) -> Non
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no configuration file .*absent\.toml"):
+    with pytest.raises(ConfigError, match=r"no file .*absent\.toml"):
         Settings.load(tmp_path / "absent.toml", {})
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from framework.models.folder import ModelFolder
 from framework.models.recipe import read_recipe
 from framework.training.job import Job
-from framework.training.recipes.pairs import add_lora, arguments, columns, fit, merge_lora, pair_rows, resumable
+from framework.training.recipes.pairs import add_lora, arguments, columns, merge_lora, pair_rows, resumable
 
 
 def train(job: Job) -> None:
@@ -51,7 +51,7 @@ def train(job: Job) -> None:
         loss=MultipleNegativesRankingLoss(model, scale=job.config.pairs.scale),
         callbacks=[job.progress()],
     )
-    fit(job, trainer)
+    job.train(trainer)
     merge_lora(model)
     transformer.max_seq_length = recipe.max_tokens
     model.save_pretrained(str(job.run.model), create_model_card=False)

@@ -12,7 +12,6 @@ from framework.errors import CallerError
 from framework.training.job import Job
 from framework.training.negatives import embedder_search, mine, positives
 from framework.training.rows import PairRow, Row, kind_of
-from framework.training.tuning import count
 
 if TYPE_CHECKING:
     import torch
@@ -202,18 +201,3 @@ def resumable(kind: Any) -> Any:
             """The run folder has a card of its own."""
 
     return Resumable
-
-
-def fit(job: Job, trainer: Any) -> None:
-    """Train, from the last checkpoint where there is one."""
-    import torch
-
-    if job.config.optimizer.threads:
-        torch.set_num_threads(job.config.optimizer.threads)
-    numbers = count(trainer.model)
-    job.say(f"{numbers}.")
-    job.run.note(parameters={"trained": numbers.trained, "all": numbers.all})
-    checkpoint = job.run.last_checkpoint()
-    if checkpoint:
-        job.say(f"Taking up {checkpoint.name}.")
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -18,7 +18,7 @@ from framework.models.digests import file_digest
 from framework.models.folder import ModelFolder
 from framework.models.recipe import read_recipe
 from framework.training.job import Job
-from framework.training.recipes.pairs import add_lora, arguments, columns, fit, merge_lora, pair_rows, resumable
+from framework.training.recipes.pairs import add_lora, arguments, columns, merge_lora, pair_rows, resumable
 from framework.training.rows import PairRow
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _train_late_interaction(job: Job, rows: Sequence[PairRow]) -> None:
         loss=MultiVectorMultipleNegativesRankingLoss(model, scale=pairs.scale),
         callbacks=[job.progress()],
     )
-    fit(job, trainer)
+    job.train(trainer)
     export(job, transformer, model[1])
 
 
@@ -189,7 +189,7 @@ def _train_cross_encoder(job: Job, rows: Sequence[PairRow]) -> None:
         loss=ListNetLoss(model, mini_batch_size=-1),
         callbacks=[job.progress()],
     )
-    fit(job, trainer)
+    job.train(trainer)
     merge_lora(model)
     # As transformers does it: without the modules of sentence-transformers any server can load it.
     model.transformers_model.save_pretrained(job.run.model)
