@@ -23,7 +23,10 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace a fil
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def dataset() -> None:
-    """Rows to train on: check, clean, split, and make them."""
+    """Rows to train on: check, clean, split, and make them.
+
+    Documents with questions, and toolboxes, count as the chat rows that training makes of them.
+    """
 
 
 @dataset.command()
@@ -37,8 +40,9 @@ def check(file: Path, as_json: bool) -> int:
     from dataclasses import asdict
 
     from framework.training.cards import make_card, read_card
+    from framework.training.data import read_any
 
-    card, known = make_card(file, _read(file)), read_card(file)
+    card, known = make_card(file, read_any(file)), read_card(file)
     stale = known is not None and known.get("sha256") != card.sha256
     if as_json:
         click.echo(json.dumps({**asdict(card), "card": None if known is None else not stale}, ensure_ascii=False))
@@ -57,8 +61,9 @@ def check(file: Path, as_json: bool) -> int:
 def card(file: Path, write: bool) -> None:
     """Print the card of FILE."""
     from framework.training.cards import make_card, render, write_card
+    from framework.training.data import read_any
 
-    made = make_card(file, _read(file))
+    made = make_card(file, read_any(file))
     click.echo(f"Wrote {write_card(file, made)}." if write else render(made), nl=write)
 
 
@@ -78,10 +83,11 @@ def clean(
     from collections import Counter
 
     from framework.training.cleaning import deduplicate
+    from framework.training.data import read_any
     from framework.training.datasets import write_rows
 
     _refuse_existing(out, overwrite)
-    rows = [row for file in files for row in _read(file)]
+    rows = [row for file in files for row in read_any(file)]
     cleaned = deduplicate(rows, None if exact else near)
     leaks = _leaks(cleaned.rows, exclude)
     leaking = {leak.place for leak in leaks}
@@ -106,11 +112,12 @@ def split(file: Path, out: Path | None, validation: float, test: float, seed: in
     """
     from framework.errors import CallerError
     from framework.training.cleaning import find_leaks, split_rows
+    from framework.training.data import read_any
     from framework.training.datasets import write_rows
     from framework.training.leaks import held_out_row
 
     shares = {name: share for name, share in (("validation", validation), ("test", test)) if share}
-    splits = split_rows(_read(file), shares, seed)
+    splits = split_rows(read_any(file), shares, seed)
     empty = [name for name, rows in splits.items() if not rows]
     if empty:
         raise CallerError(
@@ -137,7 +144,9 @@ def leaks(file: Path, held_out: tuple[Path, ...], as_json: bool) -> int:
     """
     from dataclasses import asdict
 
-    rows = _read(file)
+    from framework.training.data import read_any
+
+    rows = read_any(file)
     found = _leaks(rows, held_out)
     if as_json:
         for leak in found:
@@ -245,14 +254,6 @@ def contrast(files: tuple[Path, ...], out: Path, unrelated: int, seed: int, over
     click.echo(f"Wrote {write_rows(out, made)} preference rows to {out}.")
     for rule, count in Counter(row.provenance.details.get("rejected", "as given") for row in made).most_common():
         click.echo(f"  {count}: {rule}")
-
-
-def _read(file: Path) -> list[Row]:
-    from framework.training.datasets import detect_kind, read_rows
-
-    rows: list[Row] = []
-    rows += read_rows(file, detect_kind(file))
-    return rows
 
 
 def _leaks(rows: Sequence[Row], held_out: Sequence[Path]) -> list[Leak]:

@@ -140,6 +140,20 @@ class Material:
         return [*preference_rows(made, seed), *(row for row in self.ready if not isinstance(row, ChatRow))]
 
 
+def read_any(path: Path) -> list[Row]:
+    """A file's rows, whatever their kind; documents with questions and toolboxes as the chat rows that they become.
+
+    Raises:
+        CallerError: the file can't be read, or a line does not fit.
+    """
+    first: dict[str, Any] = next((value for _, value in read_objects(path)), {})
+    if is_questioned(first) or is_toolbox(first):
+        return Material.read([path], "chat").rows(DataConfig(unrelated=0), 0)
+    rows: list[Row] = []
+    rows += read_rows(path, detect_kind(path))
+    return rows
+
+
 def _rows(path: Path, kind: Kind) -> Sequence[Row]:
     found = detect_kind(path)
     if found == "chat" and kind == "preference":

@@ -90,6 +90,18 @@ def test_split_writes_files_that_share_no_document(folder: Path) -> None:
     assert len({row.document for part in parts for row in part}) == 50
 
 
+def test_documents_with_questions_count_as_the_rows_that_training_makes_of_them(folder: Path) -> None:
+    document = {"id": "boiler", "text": BOILER, "unanswerable": ["Who made the boiler?"], "licence": "MIT"}
+    asked = [{"q": "Who inspects the boiler?", "short": "the caretaker", "full": "It is the caretaker."}]
+    Path("asked.jsonl").write_text(json.dumps({**document, "questions": asked}) + "\n")
+    Path("held.jsonl").write_text(json.dumps({"question": "Who inspects the boiler?"}) + "\n")
+    assert "3 chat rows from 1 documents" in lectern(dataset, "check", "asked.jsonl").output
+    found = lectern(dataset, "leaks", "asked.jsonl", "--against", "held.jsonl")
+    assert (found.return_value, "2 of 3 rows share" in found.output) == (1, True)
+    lectern(dataset, "clean", "asked.jsonl", "-o", "rows.jsonl")
+    assert len(read_rows(Path("rows.jsonl"), "chat")) == 3
+
+
 def test_a_split_without_documents_is_refused(folder: Path) -> None:
     lectern(dataset, "split", str(rows(folder / "a.jsonl", "one")), fails=CallerError)
 
