@@ -44,7 +44,7 @@ def measure(
     named = (*config.evaluate.target, *config.evaluate.general)
     files = [folder / place if (folder / place).is_file() else place for place in named]  # a suite goes by its name
     known: dict[str, Any] = run.read().get("scores", {}).get(moment, {})
-    todo = [file for file in files if file.stem not in known]
+    todo = [file for file in files if not any(name.partition(":")[0] == file.stem for name in known)]
     if not todo:
         return
     subject = _base(config) if moment == "before" else _result(run, config, base, settings)
@@ -52,8 +52,14 @@ def measure(
         say(f"Evaluating {file.stem} {moment} training.")
         out = run.path / "evaluations" / moment / file.stem
         _evaluate(file, out, subject, config.evaluate.limit)
-        known[file.stem] = json.loads((out / "run.json").read_text(encoding="utf-8"))["metrics"]
+        known |= _scores(file.stem, out)
         run.note(scores={**run.read().get("scores", {}), moment: known})
+
+
+def _scores(name: str, out: Path) -> dict[str, Any]:
+    """The metrics of an evaluation, or of each of its variants as NAME:VARIANT."""
+    logs = {log.parent.name: json.loads(log.read_text(encoding="utf-8")) for log in sorted(out.rglob("run.json"))}
+    return {f"{name}:{place}" if log["variant"] else name: log["metrics"] for place, log in logs.items()}
 
 
 def _base(config: TrainConfig) -> Subject:
