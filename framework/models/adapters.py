@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,8 +27,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from framework.config import Settings, make_home
 from framework.engine.adapter import Adapter
-from framework.errors import CallerError, Conflict, ModelUnavailable, NotFound, OperatorError, StoreCorrupt
+from framework.errors import CallerError, Conflict, NotFound, OperatorError, StoreCorrupt
 from framework.models import shipped_adapters as ships
+from framework.models.adapter_files import AdapterFiles, sync
 from framework.models.base import ModelCard
 from framework.models.catalog import Resolved
 from framework.models.config import EngineConfig, ModelsConfig
@@ -37,7 +37,6 @@ from framework.models.named_adapter import Checked, NamedAdapter, require_digest
 from framework.models.shipped_adapters import find_shipped, shipped_adapters
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-FILES: Final = ("adapter_config.json", "adapter_model.safetensors")
 KEPT_SECONDS: Final = 24 * 3600.0  # that files stay after the last name left them
 LOCK_SECONDS: Final = 120.0
 
@@ -70,6 +69,7 @@ class AdapterStore:
     def __init__(self, home: Path, slots: int = EngineConfig().adapter_slots, shipped: Path | None = None) -> None:
         self.home = home
         self.folder = home / "adapters"
+        self._files = AdapterFiles(self.folder)
         self.slots = slots
         self.shipped = ships.SHIPPED if shipped is None else shipped
 
@@ -119,7 +119,7 @@ class AdapterStore:
                 raise _missing(name, base)
             return Adapter(shipped[0].digest, shipped[1], pinned)
         found.require_usable()
-        return Adapter(found.digest, self._files(found.digest), pinned)
+        return Adapter(found.digest, self._files.place(found.digest), pinned)
 
     def add(
         self,
@@ -146,7 +146,7 @@ class AdapterStore:
         check_name(name)
         with self._changing() as table:
             known = _look_up(table, name, tenant)
-            adapter, size = self._taken_in(name, folder, base.path)
+            adapter, size = self._files.take_in(name, folder, base.path)
             made = NamedAdapter(tenant, name, base_id(base.card), adapter.digest, size, time.time())
             if known is None and not overwrite and self.hides(made):
                 raise Conflict(
@@ -202,7 +202,7 @@ class AdapterStore:
             require_digest(name, champion, known or (shipped[0] if shipped and champion else None))
             if known is not None and known.base != new.base:
                 raise Conflict(f"{name!r} is for the base {known.base}, {challenger!r} for {new.base}.", field="name")
-            self._require_files(name, new.digest)
+            self._files.require(name, new.digest)
             made = (
                 replace(new, name=name, pinned=False, added=time.time(), previous=(), promotion=promotion)
                 if known is None
@@ -233,7 +233,7 @@ class AdapterStore:
                 self._commit(table, known, None)
                 return shipped[0]
             made = known.rolled_back(promotion, time.time())
-            self._require_files(name, made.digest)
+            self._files.require(name, made.digest)
             self._commit(table, known, made)
         return made
 
@@ -242,7 +242,7 @@ class AdapterStore:
         shipped = find_shipped(self.shipped, adapter.name, adapter.tenant, adapter.base)
         if shipped is not None and adapter.origin == "shipped":
             return shipped[1]
-        return self._files(adapter.digest)
+        return self._files.place(adapter.digest)
 
     def change(self, name: str, tenant: str, *, active: bool | None = None, pinned: bool | None = None) -> NamedAdapter:
         """Activate or deactivate, pin or unpin; None leaves it as it is.
@@ -301,16 +301,6 @@ class AdapterStore:
                 field="name",
             )
 
-    def _require_files(self, name: str, digest: str) -> None:
-        if not _intact(self._files(digest), digest):
-            raise StoreCorrupt(
-                f"The files of {name!r} with the digest {digest[:12]} are gone or damaged.",
-                hint=f"Put back {self._files(digest)}, or train and publish again.",
-            )
-
-    def _files(self, digest: str) -> Path:
-        return self.folder / "files" / digest
-
     @property
     def _record(self) -> Path:
         return self.folder / "adapters.json"
@@ -345,31 +335,6 @@ class AdapterStore:
                 f"{error.filename or self.folder} can't be read or written: {error.strerror}."
             ) from error
 
-    def _taken_in(self, name: str, folder: Path, base: Path) -> tuple[Adapter, int]:
-        """Copy an adapter's files, check the copy, and put it under its digest; returns it and its size."""
-        from framework.engine.lora import identify, read_adapter
-
-        identify(folder)  # refuses what must not be copied: missing files, pickles, links that lead out
-        staging = self.folder / "staging"
-        shutil.rmtree(staging, ignore_errors=True)
-        draft = staging / name  # messages name the folder
-        draft.mkdir(parents=True)
-        try:
-            for file in FILES:
-                _copy(folder / file, draft / file)
-            adapter = identify(draft)
-            read_adapter(adapter, linears_of(base))
-            size = (draft / FILES[1]).stat().st_size
-            final = self._files(adapter.digest)
-            if not _intact(final, adapter.digest):
-                shutil.rmtree(final, ignore_errors=True)
-                final.parent.mkdir(exist_ok=True)
-                draft.rename(final)
-                _sync(final.parent)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-        return Adapter(adapter.digest, final), size
-
     def _commit(self, table: _Table, old: NamedAdapter | None, new: NamedAdapter | None) -> None:
         """Write the table with one name changed, then remove what nothing has used for long."""
         now = time.time()
@@ -381,7 +346,7 @@ class AdapterStore:
         kept = {digest: at for digest, at in released.items() if digest not in gone}
         self._write({"adapters": [asdict(a) for a in adapters], "released": kept})
         for digest in gone:
-            shutil.rmtree(self._files(digest), ignore_errors=True)
+            self._files.remove(digest)
 
     def _write(self, values: Mapping[str, Any]) -> None:
         draft = self._record.with_suffix(".draft")
@@ -390,7 +355,7 @@ class AdapterStore:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(self._record)
-        _sync(self.folder)
+        sync(self.folder)
 
 
 def check_name(name: str) -> None:
@@ -410,33 +375,6 @@ def split_name(model: str) -> tuple[str, str]:
     return (base, adapter) if named else (model, "")
 
 
-def linears_of(folder: Path) -> Mapping[str, tuple[int, int]]:
-    """(out, in) of each linear layer of the model in a folder, without its weights.
-
-    Raises:
-        ModelUnavailable: its config.json can't be used.
-    """
-    from framework.engine.architectures.families import spec_of
-    from framework.engine.loader import read_config
-
-    spec = spec_of(read_config(folder))
-    if spec is not None:
-        return spec.all_linears
-    import torch
-    import transformers
-
-    from framework.engine.architectures.pretrained import linear_shapes
-
-    auto: Any = transformers.AutoModelForCausalLM
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        with torch.device("meta"):
-            model = auto.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelUnavailable(f"The model in {folder} can't be built: {str(error)[:300]}") from error
-    return linear_shapes(model)
-
-
 def _find(table: _Table, name: str, tenant: str) -> NamedAdapter:
     found = _look_up(table, name, tenant)
     if found is None:
@@ -454,26 +392,3 @@ def _missing(name: str, base: str | None = None) -> NotFound:
 
 def _look_up(table: _Table, name: str, tenant: str) -> NamedAdapter | None:
     return next((a for a in table.adapters if (a.tenant, a.name) == (tenant, name)), None)
-
-
-def _intact(folder: Path, digest: str) -> bool:
-    from framework.engine.lora import identify
-
-    try:
-        return identify(folder).digest == digest
-    except CallerError:
-        return False
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
-    _sync(target)
-
-
-def _sync(path: Path) -> None:
-    """Have what was written to a file or a directory on the disk before what refers to it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -17,7 +17,8 @@ from framework.config import Settings
 from framework.engine.lora import AdapterCache, identify
 from framework.errors import CallerError, Conflict, LecternError, NotFound, StoreCorrupt
 from framework.models import adapters
-from framework.models.adapters import AdapterStore, linears_of, split_name
+from framework.models.adapter_files import linears_of
+from framework.models.adapters import AdapterStore, split_name
 from framework.models.base import ModelCard
 from framework.models.catalog import Catalog, Resolved
 from framework.models.chat import check_chat, load_chat

@@ -12,7 +12,8 @@ import pytest
 from framework.engine.lora import identify
 from framework.errors import Conflict, NotFound
 from framework.models import shipped_adapters
-from framework.models.adapters import AdapterStore, base_id, linears_of
+from framework.models.adapter_files import linears_of
+from framework.models.adapters import AdapterStore, base_id
 from framework.models.base import ModelCard, in_role
 from framework.models.catalog import Catalog, Resolved
 from framework.models.chat import load_chat

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from framework.engine.lora import identify
 from framework.errors import CallerError, ModelUnavailable, OperatorError, StoreCorrupt
-from framework.models.adapters import linears_of
+from framework.models.adapter_files import linears_of
 from framework.testing.adapters import write_ia3, write_lora
 from framework.testing.tiny_chat import write_tiny_chat
 from framework.training.parity import REPORT, TOLERANCES, check_parity, compare, read_report

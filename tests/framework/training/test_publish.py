@@ -15,7 +15,8 @@ from framework.cli import root
 from framework.config import Settings
 from framework.engine.lora import identify
 from framework.errors import CallerError, Conflict, NotFound
-from framework.models.adapters import AdapterStore, linears_of
+from framework.models.adapter_files import linears_of
+from framework.models.adapters import AdapterStore
 from framework.models.chat import check_chat
 from framework.models.config import ModelsConfig
 from framework.models.named_adapter import Checked
