@@ -28,6 +28,7 @@ from agents.reading import SPEAKING, Part, Read, heading, judge, parts, read_par
 from bench.quoting_tune import Remembering, data_folder, least
 from bench.reading_data import Question, Task, reporting, tuning, without_gold
 from evals.metrics.answers import token_f1, tokens
+from evals.targets import adapter_of
 from framework.config import Settings
 from framework.documents import Hit, content_hash
 from framework.messages import Usage
@@ -187,22 +188,23 @@ def fit(chosen: Sequence[Case]) -> None:
         config = configured(fit_weights(rest))
         config = replace(config, threshold=fit_threshold(rest, config))
         print(f"{group} left out:")
-        told([case for case in chosen if case.question.group.startswith(group)], config)
+        left_out = [case for case in chosen if case.question.group.startswith(group)]
+        told(left_out, config)
+        print(f"  area under the curve: {quality(left_out, config):.3f}")
     config = configured(fit_weights(chosen))
     config = replace(config, threshold=fit_threshold(chosen, config))
     print("ReadingConfig:", {name: value for name, value in asdict(config).items() if name in (*SPEAKING, "threshold")})
     told(chosen, config)
-    everything = quality(chosen, lambda case: _confidence(case, config))
-    print(f"area under the curve, right best answers against others: {everything:.3f}")
+    everything = quality(chosen, config)
+    print(f"area under the curve on what it was fitted on, right best answers against others: {everything:.3f}")
     for name in SPEAKING[1:]:
         without = fit_weights([_without(case, name) for case in chosen])
         one = configured(without * (np.array(SPEAKING) != name))
-        print(f"  without {name}: {quality(chosen, lambda case, one=one: _confidence(case, one)):.3f}, ", end="")
+        print(f"  without {name}: {quality(chosen, one):.3f}, ", end="")
         print(f"best right {np.mean([_best_right(case, one) for case in chosen]):.3f}")
-    print(f"  quoting's confidence alone: {quality(chosen, lambda case: case.quoted):.3f}")
+    print(f"  quoting's confidence alone: {quality(chosen, config, lambda case, _: case.quoted):.3f}")
     for weight in (0.25, 0.5, 1.0):
-        both = quality(chosen, lambda case, w=weight: _logit(_confidence(case, config)) + w * _logit(case.quoted))
-        print(f"  with quoting's log-odds at {weight}: {both:.3f}")
+        print(f"  with quoting's log-odds at {weight}: {quality(chosen, config, _with_quoting(weight)):.3f}")
 
 
 def _without(case: Case, name: str) -> Case:
@@ -226,11 +228,16 @@ def _logit(share: float) -> float:
     return float(np.log(share / (1 - share)))
 
 
-def quality(chosen: Sequence[Case], confidence: Callable[[Case], float]) -> float:
+def _with_quoting(weight: float) -> Callable[[Case, ReadingConfig], float]:
+    return lambda case, config: _logit(_confidence(case, config)) + weight * _logit(case.quoted)
+
+
+def quality(
+    chosen: Sequence[Case], config: ReadingConfig, confidence: Callable[[Case, ReadingConfig], float] = _confidence
+) -> float:
     """Probability that a case whose best answer is right has more confidence than one whose answer is not."""
-    config = ReadingConfig()
     label = np.array([_best_right(case, config) for case in chosen])
-    sure = np.array([confidence(case) for case in chosen])
+    sure = np.array([confidence(case, config) for case in chosen])
     more = sure[label][:, None] > sure[~label][None, :]
     equal = sure[label][:, None] == sure[~label][None, :]
     return float((more + 0.5 * equal).mean())
@@ -263,8 +270,7 @@ def reader(name: str, adapter: Path | None, settings: Settings) -> tuple[ChatMod
     """What reads, and what tells its answers from another's."""
     if adapter is None:
         base = load_chat(name, settings=settings)
-        model = in_role(base, "reader") or base
-        return model, model.name
+        return in_role(base, "reader") or base, str(adapter_of(name, settings))
     from framework.engine.lora import identify
     from framework.models.catalog import Catalog
     from framework.models.local_chat import LocalChat

@@ -52,6 +52,7 @@ class Collection:
     licence: str
     documents: tuple[Document, ...]
     questions: tuple[Question, ...]
+    synthetic: bool = False
 
     @property
     def training(self) -> list[Question]:
@@ -85,7 +86,7 @@ def own(only: frozenset[str] | None = None) -> Collection:
             for i, asked in enumerate(line["questions"]):
                 gold = frozenset({line["id"]})
                 questions.append(Question(f"{line['id']}#{i}", asked["q"], gold, asked.get("short", "")))
-    return Collection("own", "Apache-2.0", tuple(documents), tuple(questions))
+    return Collection("own", "CC-BY-4.0", tuple(documents), tuple(questions), synthetic=True)
 
 
 def scifact(data: Path) -> Collection:
@@ -119,7 +120,7 @@ def pairs(collection: Collection, library: Library) -> Iterator[PairRow]:
                 question.text,
                 hit.chunk.embedded_text,
                 f"{collection.name}:{document}",
-                Provenance(collection.name, collection.licence),
+                Provenance(collection.name, collection.licence, collection.synthetic),
                 tuple(dict.fromkeys(foreign))[:NEGATIVES],
             )
 
