@@ -22,7 +22,8 @@ from framework.retrieval.store import Corpus
 
 MARKER = re.compile(r"[^\S\n]*\[([1-9]\d{0,5}(?:\s*[,;]\s*[1-9]\d{0,5})*)\]")
 UNFINISHED = re.compile(r"[^\S\n]*(?:\[(?:[\d\s,;]{0,60}))?$")
-WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|\w+")
+UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # kana, han, hangul
+WORD = re.compile(rf"{UNSPACED.pattern}|\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,9 +173,9 @@ def best_sentence(statement: str, text: str) -> tuple[int, int]:
 
     Cosine similarity of word counts; the first of equals.
     """
-    wanted = Counter(_words(statement))
+    wanted = Counter(word_list(statement))
     spans = [(sentence.start, sentence.end) for sentence in split_sentences(text)]
-    scores = [_similarity(wanted, Counter(_words(text[start:end]))) for start, end in spans]
+    scores = [_similarity(wanted, Counter(word_list(text[start:end]))) for start, end in spans]
     if not scores or max(scores) == 0:
         return (0, len(text))
     return spans[scores.index(max(scores))]
@@ -192,28 +193,27 @@ def sentence_with(answer: str, question: str, text: str, within: tuple[int, int]
     first, last = within or (0, len(text))
     sentences = [(s.start, s.end) for s in split_sentences(text) if first < s.end and s.start < last]
     spans = []
-    for start, end in _occurrences(answer, text, first, last):
+    for start, end in occurrences(answer, text, first, last):
         touched = [sentence for sentence in sentences if sentence[0] < end and start < sentence[1]]
         spans.append((min(start, touched[0][0]), max(end, touched[-1][1])) if touched else (start, end))
     if not spans:
-        return best_sentence(f"{question} {answer} {answer}", text)
-    wanted = Counter(_words(question))
-    return max(spans, key=lambda span: _similarity(wanted, Counter(_words(text[span[0] : span[1]]))))
+        start, end = best_sentence(f"{question} {answer} {answer}", text[first:last])
+        return first + start, first + end
+    wanted = Counter(word_list(question))
+    return max(spans, key=lambda span: _similarity(wanted, Counter(word_list(text[span[0] : span[1]]))))
 
 
-def _occurrences(answer: str, text: str, first: int, last: int) -> list[tuple[int, int]]:
-    """Where an answer stands in a text, whatever its case and white space: as whole words, or else anyhow."""
+def occurrences(answer: str, text: str, first: int, last: int) -> list[tuple[int, int]]:
+    """Where an answer stands in a text, whatever its case and white space: as whole words where words are spaced."""
     words = r"\s+".join(re.escape(word) for word in answer.rstrip(" .").split())
     if not words:
         return []
-    for pattern in (rf"(?<!\w){words}(?!\w)", words):
-        found = [match.span() for match in re.compile(pattern, re.IGNORECASE).finditer(text, first, last)]
-        if found:
-            return found
-    return []
+    pattern = words if UNSPACED.search(answer) else rf"(?<!\w){words}(?!\w)"
+    return [match.span() for match in re.compile(pattern, re.IGNORECASE).finditer(text, first, last)]
 
 
-def _words(text: str) -> Sequence[str]:
+def word_list(text: str) -> Sequence[str]:
+    """The words of a text, lower case; each character of scripts without spaces."""
     return WORD.findall(text.casefold())
 
 

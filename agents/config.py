@@ -58,7 +58,7 @@ class ReadingConfig:
             to its log-odds of being right; `agents.reading.speaking` tells what each one is.
 
     Raises:
-        CallerError: fewer than one passage, or fewer than 64 tokens.
+        CallerError: fewer than one passage, fewer than 64 tokens, doubt above 0, or a threshold that is no probability.
     """
 
     passages: int = 6
@@ -80,6 +80,10 @@ class ReadingConfig:
         for name, least in (("passages", 1), ("tokens", 64)):
             if getattr(self, name) < least:
                 raise CallerError(f"reading.{name} must be {least} or more, got {getattr(self, name)}.", field=name)
+        if not self.doubt <= 0:
+            raise CallerError(f"reading.doubt must be 0 or less, got {self.doubt}.", field="doubt")
+        if not 0 <= self.threshold <= 1:
+            raise CallerError(f"reading.threshold must be from 0 to 1, got {self.threshold}.", field="threshold")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from agents.state import Json, Run, State, dump, load, messages
 from framework.documents import Citation
 from framework.messages import Message, Usage
 from framework.models.base import ChatModel
-from framework.prompts.reading import UNANSWERABLE
+from framework.prompts.reading import UNANSWERABLE, Style
 
 if TYPE_CHECKING:
     from langgraph.runtime import Runtime
@@ -39,7 +39,8 @@ async def read(state: State, runtime: Runtime[Deps]) -> Json:
     try:
         async with asyncio.timeout(max(0.0, deps.time_left())):
             embedder = await asyncio.to_thread(embedder_of, run.passages, deps)
-            reading = await read_parts(run.question, affordable, model, embedder, deps.reading, before)
+            most = deps.budget.turn_tokens
+            reading = await read_parts(run.question, affordable, model, embedder, deps.reading, before, most)
     except TimeoutError:
         spent = sum(part_size(run.question, part, model, before) for part in affordable)
         return {"run": dump(replace(run, stop="seconds", usage=run.usage + Usage(spent, 0)))}
@@ -90,7 +91,7 @@ def _affordable(run: Run, before: tuple[str, str] | None, model: ChatModel, deps
 async def _supported(run: Run, reading: Reading, deps: Deps) -> tuple[Run, Read | None, Citation | None]:
     """The best answer whose passage still stands in its document, with its citation."""
     by_hit = {passage.hit.id: passage for passage in run.passages}
-    for each in () if reading.declined else reading.reads:
+    for each in reading.reads:
         passage = by_hit[each.part.hit.id]
         found = await citation(1, passage, each.span, deps.shelves)
         if found is not None:
@@ -103,12 +104,12 @@ async def _said(run: Run, best: Read, before: tuple[str, str] | None, model: Cha
     """The answer as it is given; the short one where a limit leaves no room for a sentence."""
     if deps.reading.answers == "brief":
         return run, best.text
-    spent = deps.spent(run, part_size(run.question, best.part, model, before))
+    spent = deps.spent(run, part_size(run.question, best.part, model, before, Style.SENTENCE))
     if spent:
         return run.noting(NO_STEP.format(limit=spent)), best.text
     try:
         async with asyncio.timeout(max(0.0, deps.time_left())):
-            text, usage = await in_a_sentence(run.question, best, model, before)
+            text, usage = await in_a_sentence(run.question, best, model, before, deps.budget.turn_tokens)
     except TimeoutError:
         return run.noting(NO_TIME), best.text
     return replace(run, steps=run.steps + 1, usage=run.usage + usage), text

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.citations import sentence_with
+from agents.citations import occurrences, sentence_with, word_list
 from agents.config import ReadingConfig
 from agents.evidence import FEATURES, Candidate, features, repeats
 from agents.sentences import split_sentences
@@ -29,16 +29,17 @@ from framework.prompts.reading import UNANSWERABLE, Style, reading_messages
 from framework.retrieval.bm25 import Analyzer
 
 LEAST = -12.0  # log-probability of what a model did not name among its first choices
-BRIEF_TOKENS, SENTENCE_TOKENS = 40, 96
+MOST_TOKENS = {Style.BRIEF: 40, Style.SENTENCE: 96}
+HELD = 0.6  # share of an answer's words that the sentence cited for it has, or its headings
 OVERHEAD = 16  # tokens that a chat template puts around the two messages, at most
 LEAST_ROOM = 32  # tokens of a passage; where there is no room for these, the model refuses the prompt and says why
 YES_NO = ("yes", "no")
-# Anything that does not begin as declining does.
+# Nothing that begins as declining does; other words in "un" are barred too, or half of it would be written anyway.
 ANSWERING = Regex(rf"([^\s{UNANSWERABLE[0]}]|{UNANSWERABLE[0]}[^{UNANSWERABLE[1]}])[^\n]*")
 # What speaks for an answer; the last two are of the sentence that it stands in.
 SPEAKING = ("bias", "odds", "sure", "rank", "verbatim", "support", "cosine", "overlap")
 _COSINE, _OVERLAP = FEATURES.index("cosine"), FEATURES.index("overlap_heading")
-_WORDS = re.compile(r"\w+")
+_NUMBERS = re.compile(r"\s*\[\d+\]")
 _ARTICLES = frozenset(("a", "an", "the"))
 
 
@@ -77,7 +78,7 @@ class Read:
     @property
     def verbatim(self) -> bool:
         """The answer stands in the passage as it is."""
-        return " ".join(self.text.split()).casefold() in " ".join(self.part.text.split()).casefold()
+        return bool(occurrences(self.text, self.part.text, 0, len(self.part.text)))
 
     @property
     def span(self) -> tuple[int, int]:
@@ -86,24 +87,38 @@ class Read:
         return sentence_with(answer, self.question, self.part.hit.chunk.text, (self.part.start, self.part.end))
 
     @property
+    def held(self) -> bool:
+        """Its numbers and most of its words stand in the sentence that is cited for it, or in the headings above."""
+        if self.key in YES_NO:
+            return True
+        start, end = self.span
+        there = set(word_list(f"{heading(self.part.hit)} {self.part.hit.chunk.text[start:end]}"))
+        said = [word for word in word_list(self.text) if word not in _ARTICLES]
+        numbers = all(word in there for word in said if any(map(str.isdigit, word)))
+        return bool(said) and numbers and sum(word in there for word in said) >= HELD * len(said)
+
+    @property
     def key(self) -> str:
         """Equal for answers that say the same in the same words, whatever their case, marks and articles."""
-        return " ".join(word for word in _WORDS.findall(self.text.casefold()) if word not in _ARTICLES)
+        return " ".join(word for word in word_list(self.text) if word not in _ARTICLES)
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The answers of all passages that have one, best first.
+    """The answers that are good enough, best first.
 
     Attributes:
-        confidence: estimated probability that the best answer is right, 0 to 1.
-        declined: no passage has an answer that is good enough.
+        confidence: estimated probability that the best answer of all, good enough or not, is right, 0 to 1.
     """
 
     reads: tuple[Read, ...]
     confidence: float
-    declined: bool
     usage: Usage = Usage()  # noqa: RUF009  frozen
+
+    @property
+    def declined(self) -> bool:
+        """No passage has an answer that is good enough."""
+        return not self.reads
 
 
 def parts(
@@ -115,7 +130,7 @@ def parts(
 ) -> list[Part]:
     """What is to be read: the first `config.passages` hits, those that are too long in parts."""
     frame = reading_messages(question, "", "", Style.SENTENCE, before)
-    room = model.context_length - prompt_size(frame, model) - SENTENCE_TOKENS
+    room = model.context_length - prompt_size(frame, model) - MOST_TOKENS[Style.SENTENCE]
     found = []
     for rank, hit in enumerate(hits[: config.passages], start=1):
         most = max(LEAST_ROOM, min(config.tokens, room - model.count_tokens(heading(hit))))
@@ -123,10 +138,16 @@ def parts(
     return found
 
 
-def part_size(question: str, part: Part, model: ChatModel, before: tuple[str, str] | None = None) -> int:
-    """Tokens that reading a part takes at most."""
-    messages = reading_messages(question, part.text, heading(part.hit), Style.BRIEF, before)
-    return prompt_size(messages, model) + BRIEF_TOKENS
+def part_size(
+    question: str,
+    part: Part,
+    model: ChatModel,
+    before: tuple[str, str] | None = None,
+    style: Style = Style.BRIEF,
+) -> int:
+    """Tokens that reading a part once takes at most."""
+    messages = reading_messages(question, part.text, heading(part.hit), style, before)
+    return prompt_size(messages, model) + MOST_TOKENS[style]
 
 
 def prompt_size(messages: Sequence[Message], model: ChatModel) -> int:
@@ -161,16 +182,18 @@ async def read(
     embedder: Embedder,
     config: ReadingConfig = ReadingConfig(),  # noqa: B008  frozen
     before: tuple[str, str] | None = None,
+    most: int = MOST_TOKENS[Style.BRIEF],
 ) -> Reading:
     """Ask each part.
 
     Args:
         embedder: tells how near the answers' sentences are to the question.
         before: the question and answer that this question follows.
+        most: tokens of an answer.
     """
-    tasks = [asyncio.ensure_future(read_part(question, part, model, before, config.doubt)) for part in found]
+    tasks = [asyncio.ensure_future(read_part(question, part, model, before, config.doubt, most)) for part in found]
     try:
-        reads = [_answering(each) for each in await asyncio.gather(*tasks)]
+        reads = await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()  # the others, where one has failed
@@ -213,15 +236,15 @@ def _candidate(each: Read) -> Candidate:
 
 
 def judge(reads: Sequence[Read], rows: NDArray[np.float64], config: ReadingConfig) -> Reading:
-    """The answers in order, and whether the best one is good enough; `rows` are what `speaking` gives."""
+    """The answers in order, without those that are not good enough; `rows` are what `speaking` gives."""
     usage = sum((each.usage for each in reads), Usage())
     answers = [each for each in reads if each.text]
     if not answers:
-        return Reading((), 0.0, declined=True, usage=usage)
+        return Reading((), 0.0, usage)
     scores = rows @ np.array([getattr(config, name) for name in SPEAKING])
+    sure = 1 / (1 + np.exp(-np.clip(scores, -700.0, 700.0)))
     order = np.argsort(-scores, kind="stable")
-    confidence = 1 / (1 + math.exp(-max(-700.0, float(scores[order[0]]))))
-    return Reading(tuple(answers[i] for i in order), confidence, confidence < config.threshold, usage)
+    return Reading(tuple(answers[i] for i in order if sure[i] >= config.threshold), float(sure[order[0]]), usage)
 
 
 def agreeing(one: Read, answers: Sequence[Read]) -> int:
@@ -235,26 +258,30 @@ async def read_part(
     model: ChatModel,
     before: tuple[str, str] | None = None,
     doubt: float = 0.0,
+    most: int = MOST_TOKENS[Style.BRIEF],
 ) -> Read:
-    """One part's answer in few words.
+    """One part's answer in few words; none where it is not held by the part, or was cut.
 
     Where the model declines but is in doubt, it is asked for what it would have answered: whether that is good enough
     is decided when all parts are read.
 
     Args:
         doubt: least log-odds of answering at which that is asked; 0: never.
+        most: tokens of the answer.
     """
     messages = reading_messages(question, part.text, heading(part.hit), Style.BRIEF, before)
-    params = GenerationParams(max_tokens=BRIEF_TOKENS, logprobs=20)
+    params = GenerationParams(max_tokens=min(most, MOST_TOKENS[Style.BRIEF]), logprobs=20)
     answer = await complete(model, messages, params=params)
     usage, declined = usage_of(answer, messages, model), _declines(answer)
     odds = _odds(answer, declined)
-    if declined and odds >= doubt:
+    if declined and odds >= doubt and doubt < 0:
         answer = await complete(model, messages, constraint=ANSWERING, params=params)
         usage, declined = usage + usage_of(answer, messages, model), _declines(answer)
     chosen = [token.logprob for token in answer.logprobs]
     sure = sum(chosen) / len(chosen) if chosen else 0.0
-    return Read(question, part, "" if declined else answer.message.content.strip(), odds, sure, usage)
+    text = "" if declined or answer.finish_reason == "length" else without_numbers(answer.message.content)
+    made = Read(question, part, text, odds, sure, usage)
+    return made if text and made.held and not _only_asks(made) else replace(made, text="")
 
 
 def _declines(answer: Completion) -> bool:
@@ -262,24 +289,32 @@ def _declines(answer: Completion) -> bool:
     return not text or text.casefold().startswith(UNANSWERABLE)
 
 
-def _answering(each: Read) -> Read:
-    """Without its answer where the question itself stands around it: an example of asking answers nothing."""
-    start, end = each.span if each.text else (0, 0)
-    return replace(each, text="") if repeats(each.question, each.part.hit.chunk.text[start:end]) else each
+def _only_asks(each: Read) -> bool:
+    """The question itself stands around the answer: an example of asking it answers nothing."""
+    start, end = each.span
+    return repeats(each.question, each.part.hit.chunk.text[start:end])
+
+
+def without_numbers(text: str) -> str:
+    """A passage's own [7], which an answer has copied, would be taken for a citation."""
+    return _NUMBERS.sub("", text).strip()
 
 
 async def in_a_sentence(
-    question: str, best: Read, model: ChatModel, before: tuple[str, str] | None = None
+    question: str,
+    best: Read,
+    model: ChatModel,
+    before: tuple[str, str] | None = None,
+    most: int = MOST_TOKENS[Style.SENTENCE],
 ) -> tuple[str, Usage]:
-    """The same answer as a sentence; the short one where the sentence leaves it out."""
+    """The same answer as a sentence; the short one where the sentence leaves it out, or was cut after `most` tokens."""
     messages = reading_messages(question, best.part.text, heading(best.part.hit), Style.SENTENCE, before)
-    answer = await complete(model, messages, params=GenerationParams(max_tokens=SENTENCE_TOKENS))
-    text = " ".join(answer.message.content.split())
-    said = f" {' '.join(_WORDS.findall(text.casefold()))} "
-    holds = f" {' '.join(_WORDS.findall(best.text.casefold()))} " in said or best.key in YES_NO
-    usage = usage_of(answer, messages, model)
-    declined = text.casefold().startswith(UNANSWERABLE)
-    return text if holds and not declined and answer.finish_reason == "stop" else best.text, usage
+    answer = await complete(model, messages, params=GenerationParams(max_tokens=min(most, MOST_TOKENS[Style.SENTENCE])))
+    text = " ".join(without_numbers(answer.message.content).split())
+    said, short = word_list(text), word_list(best.text)
+    whole = answer.finish_reason == "stop" and not _declines(answer)
+    same = said[:1] == [best.key] if best.key in YES_NO else f" {' '.join(short)} " in f" {' '.join(said)} "
+    return text if whole and same else best.text, usage_of(answer, messages, model)
 
 
 def heading(hit: Hit) -> str:

@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents import Agent, AnswerDelta
-from agents.citations import Checker, MarkerStream, Shelf, best_sentence, cite, statements, without_markers
+from agents.citations import (
+    Checker,
+    MarkerStream,
+    Shelf,
+    best_sentence,
+    cite,
+    sentence_with,
+    statements,
+    without_markers,
+)
 from agents.finish import UNSUPPORTED
 from agents.state import Passage
 from framework.models.base import AUTO, REQUIRED
@@ -183,3 +192,17 @@ def test_every_quotation_stands_at_its_span(
 
 def test_later_turns_see_no_markers() -> None:
     assert without_markers("Five days [1], or six [2, 3].") == "Five days, or six."
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "within", "held"),
+    [
+        ("5", "In 2015 the shop opened. It takes 5 days.", None, "It takes 5 days."),
+        ("art", "It started late. There is art.", None, "There is art."),
+        ("京都", "大阪です。私は京都に住む。", None, "私は京都に住む。"),
+        ("nine", "One is here. Two is there. Three is here.", (13, 41), "Two is there."),
+    ],
+)
+def test_the_sentence_that_holds_an_answer(answer: str, text: str, within: tuple[int, int] | None, held: str) -> None:
+    start, end = sentence_with(answer, "What is there?", text, within)
+    assert text[start:end].strip() == held

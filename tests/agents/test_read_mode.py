@@ -8,12 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agents import Agent, AnswerDelta, Budget, ReadingConfig, ThoughtDelta
 from agents.finish import DECLINED, UNQUOTED
-from agents.reading import ANSWERING, SPEAKING
+from agents.reading import ANSWERING, SPEAKING, Part, Read, judge
 from framework.config import Settings
+from framework.documents import Chunk, Hit
 from framework.errors import CallerError, ModelUnavailable
 from framework.messages import Completion, Message, TokenLogprob, ToolSpec, Usage
 from framework.models.base import ToolChoice
@@ -124,6 +126,60 @@ async def test_a_model_in_doubt_is_asked_for_what_it_would_answer(
     assert (await agent.arun(QUESTION)).text == text
     constraints = [r.constraint for r in reader.requests if "Refunds are paid" in r.messages[-1].content]
     assert constraints == [None, ANSWERING][:asked]
+
+
+async def test_a_model_is_asked_once_where_doubt_is_off(reading: Reading) -> None:
+    def answer(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Any:
+        return said(UNANSWERABLE, 0.4)
+
+    agent, reader = reading(answer)
+    assert (await agent.arun(QUESTION)).text == DECLINED
+    assert all(request.constraint is None for request in reader.requests)
+
+
+@pytest.mark.parametrize("text", ["nine days", "5", "Two weeks and more"])
+async def test_what_the_cited_sentence_does_not_hold_is_no_answer(reading: Reading, text: str) -> None:
+    answer = await reading(reader_of({"Refunds are paid": said(text)}), reading=BRIEF)[0].arun(QUESTION)
+    assert (answer.text, answer.citations) == (DECLINED, ())
+
+
+async def test_an_answer_that_was_cut_is_none(reading: Reading) -> None:
+    cut = replace(said("five"), finish_reason="length")
+    assert (await reading(reader_of({"Refunds are paid": cut}), reading=BRIEF)[0].arun(QUESTION)).text == DECLINED
+
+
+async def test_numbers_in_brackets_are_not_copied(reading: Reading) -> None:
+    agent, _ = reading(reader_of({"Refunds are paid": said("five days [7]")}, "Within five days [7]. [7]"))
+    assert (await agent.arun(QUESTION)).text == "Within five days. [1]"
+
+
+async def test_a_sentence_does_not_contradict_a_yes_or_no(reading: Reading) -> None:
+    agent, _ = reading(reader_of({"Gift cards": said("No")}, "Yes, gift cards are refunded."))
+    assert (await agent.arun("Are gift cards refunded?")).text == "No [1]"
+    agent, _ = reading(reader_of({"Gift cards": said("No")}, "No, gift cards are not refunded."))
+    assert (await agent.arun("Are gift cards refunded?")).text == "No, gift cards are not refunded. [1]"
+
+
+async def test_no_turn_is_longer_than_the_budget_says(reading: Reading) -> None:
+    agent, reader = reading(FIVE, budget=Budget(turn_tokens=8))
+    await agent.arun(QUESTION)
+    assert {request.params.max_tokens for request in reader.requests} == {8}
+
+
+def test_an_answer_that_is_not_good_enough_does_not_take_the_place_of_the_best() -> None:
+    hit = Hit("h", Chunk("d", "Five.", 0, 5, 0), "1", 1.0)
+    reads = [Read("?", Part(hit, rank, 0, 5), "Five", odds, 0.0, Usage()) for rank, odds in ((1, 2.0), (2, -4.0))]
+    rows = np.zeros((2, len(SPEAKING)))
+    rows[:, SPEAKING.index("odds")] = 2.0, -4.0
+    assert judge(reads, rows, PLAIN).reads == (reads[0],)
+    assert not judge(reads, rows, PLAIN).declined
+    assert judge(reads, rows, replace(PLAIN, threshold=0.9)).declined
+
+
+@pytest.mark.parametrize("values", [{"doubt": 0.5}, {"threshold": 1.5}, {"threshold": float("nan")}])
+def test_a_configuration_that_can_not_be_meant_is_refused(values: dict[str, float]) -> None:
+    with pytest.raises(CallerError, match=next(iter(values))):
+        ReadingConfig(**values)
 
 
 @pytest.mark.parametrize("text", ["unanswerable", " unanswerable", "un"])
