@@ -156,9 +156,7 @@ def figures(chosen: Sequence[Case], config: ReadingConfig) -> dict[str, float]:
     short = [(c, best) for c, best in given if not c.question.long and c.question.answers]
     told = {
         "possible": float(np.mean([case.right.any() for case in chosen])),
-        "best right": float(
-            np.mean([bool(r.reads) and c.accepts(r.reads[0]) for c, r in zip(chosen, judged, strict=True)])
-        ),
+        "best right": float(np.mean([_best_right(case, config) for case in chosen])),
         "answered rightly": float(np.mean([best is not None and c.accepts(best) for c, best in given])),
         "declined": float(np.mean([best is None for _, best in given])),
         "gold cited": float(
@@ -219,7 +217,7 @@ def _confidence(case: Case, config: ReadingConfig) -> float:
 
 
 def _best_right(case: Case, config: ReadingConfig) -> bool:
-    reading = judge(case.reads, case.rows, config)
+    reading = judge(case.reads, case.rows, replace(config, threshold=0.0))
     return bool(reading.reads) and case.accepts(reading.reads[0])
 
 
