@@ -61,6 +61,13 @@ class Deps:
         """What calls the tools that are no searches by itself; None where there are none, or nothing trained to."""
         return await self._trained("caller") if self.other_tools else None
 
+    async def writer(self, run: Run) -> ChatModel:
+        """What wrote the run's answer."""
+        if run.calling or not self.shelves:
+            return await self.caller() or await self.model()
+        reads = not run.chosen and await self.manner() == "read"
+        return await (self.reader() if reads else self.model())
+
     async def _trained(self, role: Role) -> ChatModel | None:
         return await asyncio.to_thread(in_role, await self.model(), role)
 

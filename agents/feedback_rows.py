@@ -6,14 +6,16 @@ as a reader is asked, with the passage that holds the answer.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from agents.citations import without_markers
+from agents.citations import MARKER, without_markers
 from agents.feedback import Judgement
 from agents.state import Passage
+from framework.documents import Citation
 from framework.errors import CallerError
 from framework.messages import Message, assistant, user
 from framework.prompts.reading import UNANSWERABLE, Style, reading_messages
@@ -25,6 +27,8 @@ Form: TypeAlias = Literal["agent", "reading"]
 FORMS: tuple[Form, ...] = ("agent", "reading")
 HELD = 0.6  # share of an answer's words that the passage it came from has
 BRIEF = 6  # words
+NO_HOLDER = "no passage of the run holds the answer (no reading row)"
+NO_SOURCE = "a citation names no passage of the run (no agent row)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ def rows_from(judgements: Iterable[Judgement], licence: str, forms: Sequence[For
         for form in forms:
             prompt = _agent(source) if form == "agent" else _reading(source)
             if prompt is None:
-                skipped["no passage of the run holds the answer (no reading row)"] += 1
+                skipped[NO_SOURCE if form == "agent" else NO_HOLDER] += 1
                 continue
             provenance = _provenance(source, licence, form)
             tools = source.seen.frame.tools if form == "agent" else ()
@@ -74,10 +78,12 @@ def rows_from(judgements: Iterable[Judgement], licence: str, forms: Sequence[For
                 row = ChatRow((*prompt.messages, assistant(prompt.right)), prompt.document, provenance, tools)
                 _take(row, chat, skipped)
             if judgement.verdict == "down":
-                wrong = assistant(_said(judgement, form))
-                pair = PreferenceRow(
-                    prompt.messages, assistant(prompt.right), wrong, prompt.document, provenance, tools
-                )
+                said = _said(judgement, form, source.seen.run.passages)
+                if said is None:
+                    skipped[NO_SOURCE] += 1
+                    continue
+                answers = assistant(prompt.right), assistant(said)
+                pair = PreferenceRow(prompt.messages, *answers, prompt.document, provenance, tools)
                 _take(pair, preference, skipped)
     return FeedbackRows(tuple(chat), tuple(preference), dict(skipped))
 
@@ -92,12 +98,19 @@ def _take(row: Row, rows: list[ChatRow] | list[PreferenceRow], skipped: Counter[
         rows.append(row)  # type: ignore[arg-type]  # the caller's list is of the row's kind
 
 
-def _agent(judgement: Judgement) -> _Prompt:
-    """As the agent was asked; a correction gets the number of the passage that holds it."""
+def _agent(judgement: Judgement) -> _Prompt | None:
+    """As the agent was asked; a correction gets the number of the passage that holds it.
+
+    None where a marker of the right answer can't be led back to a passage.
+    """
     seen = judgement.seen
     messages = (seen.frame.head, *seen.frame.before, user(seen.run.question), *seen.run.messages)
-    right = judgement.correction or _said(judgement, "agent")
-    passage = _holder(judgement, right) if judgement.correction else None
+    right, passage = _said(judgement, "agent", seen.run.passages), None
+    if judgement.correction:
+        right = _numbered(judgement.correction, _citations(judgement), seen.run.passages)
+        passage = _holder(judgement, judgement.correction)
+    if right is None:
+        return None
     if passage is not None and f"[{passage.number}]" not in right:
         right = f"{right} [{passage.number}]"
     return _Prompt(messages, right, _document(judgement, passage or _holder(judgement, right)))
@@ -130,13 +143,48 @@ def _right(judgement: Judgement) -> str:
     return UNANSWERABLE if answer.stop == "declined" else without_markers(answer.text)
 
 
-def _said(judgement: Judgement, form: Form) -> str:
-    """What the agent answered, in a form's own words."""
+def _said(judgement: Judgement, form: Form, passages: Sequence[Passage]) -> str | None:
+    """What the agent answered, in a form's own words; None where it cites what is none of these passages."""
     answer = judgement.seen.run.answer
     assert answer is not None, "a run is judged when it has ended"
     if form == "agent":
-        return answer.text
+        return _numbered(answer.text, answer.citations, passages) if answer.citations else answer.text
     return UNANSWERABLE if answer.stop == "declined" else without_markers(answer.text)
+
+
+def _numbered(text: str, citations: Sequence[Citation], passages: Sequence[Passage]) -> str | None:
+    """The text with the passages' own numbers in its markers, which are those that the search's result has.
+
+    An agent that reads or quotes numbers its citations from 1. None where a marker can't be led back to a passage.
+    """
+    by_number = {citation.number: _origin(citation, passages) for citation in citations}
+    pieces, end = [], 0
+    for match in MARKER.finditer(text):
+        found = [by_number.get(int(number)) for number in re.findall(r"\d+", match[1])]
+        numbers = [passage.number for passage in found if passage is not None]
+        if len(numbers) < len(found):
+            return None
+        space = match[0][: match[0].index("[")]
+        pieces += [text[end : match.start()], space, *(f"[{number}]" for number in numbers)]
+        end = match.end()
+    return "".join([*pieces, text[end:]])
+
+
+def _origin(citation: Citation, passages: Sequence[Passage]) -> Passage | None:
+    """The passage that a quotation was taken from: the one of its number, if that holds it, or else the first."""
+    holding = [
+        passage
+        for passage in passages
+        if (passage.hit.chunk.document_id, passage.hit.version) == (citation.document_id, citation.version)
+        and passage.hit.chunk.start <= citation.start
+        and citation.end <= passage.hit.chunk.end
+    ]
+    return min(holding, key=lambda passage: (passage.number != citation.number, passage.number), default=None)
+
+
+def _citations(judgement: Judgement) -> tuple[Citation, ...]:
+    answer = judgement.seen.run.answer
+    return answer.citations if answer else ()
 
 
 def _holder(judgement: Judgement, text: str) -> Passage | None:

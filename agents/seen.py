@@ -22,7 +22,7 @@ KEPT_TURNS = 3
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What stood around a run: system message, the turns before it, tools, and the model where one was asked."""
+    """What stood around a run: system message, the turns before it, tools, and the model that answered, if one did."""
 
     agent: str
     model: str
@@ -63,7 +63,7 @@ RECENT = Recent()
 
 async def frame_of(run: Run, turns: Sequence[Message], deps: Deps) -> Frame:
     """The frame of a run that ends now; `turns` are the conversation's before it."""
-    model = (await deps.model()).name if run.usage.completion_tokens else ""
+    model = (await deps.writer(run)).name if run.usage.completion_tokens else ""
     head = instructions("write" if deps.shelves else "plain", deps.name, deps.instructions)
     kept = [message for turn in by_turn(turns)[-KEPT_TURNS:] for message in turn]
     return Frame(deps.name, model, head, tuple(deps.executor.toolset.specs), tuple(kept))

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from agents import Agent, QuotingConfig
 from agents.feedback import FILE_NAME, Feedback
-from agents.feedback_rows import FeedbackRows, rows_from
+from agents.feedback_rows import NO_SOURCE, FeedbackRows, rows_from
 from agents.seen import RECENT, Recent, Seen
 from framework.config import Settings
 from framework.errors import CallerError, NotFound
 from framework.messages import Message
-from framework.prompts.reading import UNANSWERABLE
+from framework.prompts.reading import UNANSWERABLE, Style
+from framework.testing.fakes import HashEmbedder
 from framework.testing.scripted import ScriptedChat, tool_call
 from framework.training.datasets import read_rows, write_rows
 
@@ -194,3 +197,53 @@ def test_what_no_passage_holds_gives_no_reading_row(agent: Callable[..., Agent],
     assert [row.provenance.details["form"] for row in made.chat] == ["agent"]
     assert made.skipped == {"no passage of the run holds the answer (no reading row)": 1}
     assert made.chat[0].messages[-1] == Message("assistant", "Ask the desk upstairs, room twelve.")
+
+
+THIRD = {
+    "a.md": "Refunds of parcels are shipped.",
+    "b.md": "Refunds are days away.",
+    "refunds.md": "Refunds are paid within five days. A refund needs the receipt.",
+}
+
+
+@pytest.fixture
+def reading(settings: Settings, collection: Callable[..., Any]) -> Agent:
+    """An agent that finds the answer to REFUND in its third passage, and numbers its source from 1."""
+
+    def read(messages: Any, tools: Any) -> Any:
+        text, style = messages[-1].content, messages[-1].content.endswith(Style.SENTENCE.value)
+        said = "Refunds are paid within five days." if style else "five days"
+        return said if "five days" in text else UNANSWERABLE
+
+    notes = collection(THIRD, embedder=HashEmbedder())
+    notes.search = partial(_in_order, notes)
+    model = ScriptedChat([], name="base", roles={"reader": ScriptedChat([read] * 9, "base:answers")})
+    return Agent("guide", knowledge=[notes], model=model, settings=settings, mode="read")
+
+
+async def _in_order(notes: Any, query: str, *, k: int | None = None) -> Any:
+    return SimpleNamespace(hits=tuple(notes._chunks()), notices=())
+
+
+def test_rows_cite_by_the_numbers_that_the_passages_have(reading: Agent, settings: Settings) -> None:
+    answer = reading.run(REFUND)
+    assert (answer.text, answer.citations[0].document_id) == ("Refunds are paid within five days. [1]", "refunds.md")
+    reading.feedback(answer.run_id, "up")
+    row = made_of(Feedback(settings.home), forms=("agent",)).chat[0]
+    assert "[3]" in row.messages[-2].content.partition("five days")[0]
+    assert row.messages[-1].content == "Refunds are paid within five days. [3]"
+    assert row.provenance.details["model"] == "base:answers"
+
+
+def test_a_correction_and_what_it_corrects_cite_by_the_same_numbers(reading: Agent, settings: Settings) -> None:
+    reading.feedback(reading.run(REFUND).run_id, correction="They take five days [1], says the desk.")
+    (pair,) = made_of(Feedback(settings.home), forms=("agent",)).preference
+    assert pair.chosen.content == "They take five days [3], says the desk."
+    assert pair.rejected.content == "Refunds are paid within five days. [3]"
+
+
+def test_an_answer_whose_source_is_no_passage_gives_no_row(reading: Agent, settings: Settings) -> None:
+    reading.feedback(reading.run(REFUND).run_id, correction="Five days [7].")
+    made = made_of(Feedback(settings.home), forms=("agent",))
+    assert (made.chat, made.preference) == ((), ())
+    assert made.skipped == {NO_SOURCE: 1}
