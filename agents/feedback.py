@@ -68,7 +68,7 @@ class Feedback:
         if seen is None:
             raise NotFound(
                 f"There is no run {run_id[:80]!r} that can be judged.",
-                hint=f"The last {KEPT_RUNS} runs of a process can be, and the last one of a thread at any time.",
+                hint=f"A process remembers at most its last {KEPT_RUNS} runs, a thread its last one.",
                 field="run_id",
             )
         return self.store(tenant, seen, verdict, correction=correction, comment=comment)

@@ -6,6 +6,7 @@ stored until somebody judges it.
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 
 from agents.deps import Deps
 from agents.prompting import by_turn, instructions
-from agents.state import Run
+from agents.state import Run, dump, load
 from framework.messages import Message, ToolSpec
 
 KEPT_RUNS = 1000
+KEPT_BYTES = 64 * 2**20
+RUN_SHARE = 1 / 8  # of these bytes, for one run
 KEPT_TURNS = 3
 
 
@@ -40,22 +43,49 @@ class Seen:
 
 
 class Recent:
-    """The newest finished runs of this process, by tenant and run id."""
+    """The newest finished runs of this process, by tenant and run id, as JSON.
 
-    def __init__(self, most: int = KEPT_RUNS) -> None:
-        self._most = most
-        self._runs: OrderedDict[tuple[str, str], Seen] = OrderedDict()
+    Where they become too many or too large, the tenant that takes most gives up its oldest: one tenant's load never
+    takes another's few away. A run that would take more than its share alone is not kept.
+    """
+
+    def __init__(self, most: int = KEPT_RUNS, most_bytes: int = KEPT_BYTES) -> None:
+        self._most, self._most_bytes = most, most_bytes
+        self._runs: dict[str, OrderedDict[str, bytes]] = {}
         self._lock = threading.Lock()
 
     def keep(self, tenant: str, seen: Seen) -> None:
+        kept = json.dumps(dump(seen), ensure_ascii=False).encode("utf-8", "surrogatepass")
         with self._lock:
-            self._runs[tenant, seen.run.id] = seen
-            while len(self._runs) > self._most:
-                self._runs.popitem(last=False)
+            runs = self._runs.setdefault(tenant, OrderedDict())
+            runs.pop(seen.run.id, None)
+            if len(kept) <= self._most_bytes * RUN_SHARE:
+                runs[seen.run.id] = kept
+            while sum(map(len, self._runs.values())) > self._most:
+                self._drop(max(self._runs, key=lambda name: len(self._runs[name])))
+            while sum(map(self._bytes, self._runs)) > self._most_bytes:
+                self._drop(max(self._runs, key=self._bytes))
+            if not runs:
+                self._runs.pop(tenant, None)
 
     def get(self, tenant: str, run_id: str) -> Seen | None:
         with self._lock:
-            return self._runs.get((tenant, run_id))
+            kept = self._runs.get(tenant, OrderedDict()).get(run_id)
+        return None if kept is None else load(Seen, json.loads(kept.decode("utf-8", "surrogatepass")))
+
+    def clear(self) -> None:
+        """Forget all, as a new process has."""
+        with self._lock:
+            self._runs.clear()
+
+    def _bytes(self, tenant: str) -> int:
+        return sum(map(len, self._runs[tenant].values()))
+
+    def _drop(self, tenant: str) -> None:
+        """Forget a tenant's oldest run."""
+        self._runs[tenant].popitem(last=False)
+        if not self._runs[tenant]:
+            del self._runs[tenant]
 
 
 RECENT = Recent()

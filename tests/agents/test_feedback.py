@@ -14,10 +14,11 @@ import pytest
 from agents import Agent, QuotingConfig
 from agents.feedback import FILE_NAME, Feedback
 from agents.feedback_rows import NO_SOURCE, FeedbackRows, rows_from
-from agents.seen import RECENT, Recent, Seen
+from agents.seen import RECENT, Frame, Recent, Seen
+from agents.state import Run
 from framework.config import Settings
 from framework.errors import CallerError, NotFound
-from framework.messages import Message
+from framework.messages import Message, system
 from framework.prompts.reading import UNANSWERABLE, Style
 from framework.testing.fakes import HashEmbedder
 from framework.testing.scripted import ScriptedChat, tool_call
@@ -68,7 +69,7 @@ def test_the_last_word_counts_and_can_be_taken_back(agent: Callable[..., Agent],
     asking, store = agent(SEARCH, RIGHT), Feedback(settings.home)
     run_id = asking.run(REFUND).run_id
     asking.feedback(run_id, "up")
-    RECENT._runs.clear()  # as after a restart: what was judged is known from its own record
+    RECENT.clear()  # as after a restart: what was judged is known from its own record
     asking.feedback(run_id, correction="Refunds take five days.")
     assert [(j.verdict, j.correction) for j in store.all("default")] == [("down", "Refunds take five days.")]
     store.remove("default", run_id)
@@ -117,7 +118,7 @@ def test_the_last_answer_of_a_thread_is_judged_by_another_process(
     agent(SEARCH, RIGHT, SEARCH, "Gift cards are not refunded [2].").run(REFUND, thread_id="t")
     asking = agent(SEARCH, "Gift cards are not refunded [2].")
     answer = asking.run("And gift cards?", thread_id="t")
-    RECENT._runs.clear()
+    RECENT.clear()
     judged = Feedback(settings.home).judge_thread("default", "t", "up")
     assert judged.run_id == answer.run_id
     assert [message.content for message in judged.seen.frame.before] == [REFUND, RIGHT.replace(" [1]", "")]
@@ -134,6 +135,35 @@ def test_only_the_newest_runs_are_kept_in_memory(agent: Callable[..., Agent]) ->
         recent.keep("default", seen)
         runs.append(seen.run.id)
     assert [recent.get("default", run) is not None for run in runs] == [False, True, True]
+
+
+def finished(name: str, size: int = 100) -> Seen:
+    """A run whose question has so many characters."""
+    return Seen(Run(name, "?" * size), Frame("guide", "large", system("Be kind."), ()))
+
+
+def test_what_is_kept_in_memory_is_bounded_in_bytes() -> None:
+    recent = Recent(most_bytes=80_000)
+    for n in range(20):
+        recent.keep("default", finished(str(n), 8_000))
+    kept = [n for n in range(20) if recent.get("default", str(n))]
+    assert kept == list(range(20 - len(kept), 20))
+    assert 6 <= len(kept) <= 9
+    recent.keep("default", finished("huge", 20_000))
+    assert recent.get("default", "huge") is None
+    assert recent.get("default", "19") == finished("19", 8_000)
+
+
+@pytest.mark.parametrize("limits", [{"most": 8}, {"most_bytes": 80_000}])
+def test_the_load_of_one_tenant_evicts_its_own_runs(limits: dict[str, int]) -> None:
+    recent = Recent(**limits)
+    for n in range(2):
+        recent.keep("quiet", finished(str(n), 8_000))
+    for n in range(50):
+        recent.keep("loud", finished(str(n), 8_000))
+    assert all(recent.get("quiet", str(n)) for n in range(2))
+    assert not recent.get("loud", "0")
+    assert recent.get("loud", "49")
 
 
 def test_a_right_answer_becomes_rows_as_asked_and_as_read(
