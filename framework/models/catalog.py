@@ -221,14 +221,23 @@ def _described(card: ModelCard, folder: ModelFolder) -> ModelCard:
 
 
 def _described_adapter(card: ModelCard, folder: ModelFolder) -> ModelCard:
-    """The card of a reranker that is an adapter with a head."""
+    """The card of a reranker that is an adapter with a head.
+
+    Raises:
+        ModelUnavailable: its description says no length that could be one.
+    """
     said = folder.json(RERANKER) or {}
-    languages = said.get("languages")
+    languages, most = said.get("languages"), said.get("max_tokens", 0)
+    if isinstance(most, bool) or not isinstance(most, int) or most < 0:
+        raise ModelUnavailable(
+            f"{folder.path / RERANKER}: max_tokens must be a whole number, got {most!r}.",
+            hint="Copy or train it again.",
+        )
     return replace(
         card,
         kind="reranker",
         languages=tuple(map(str, languages)) if isinstance(languages, list) else (),
-        context_length=int(said.get("max_tokens") or 0),
+        context_length=most,
         licence=str(said.get("licence") or ""),
     )
 

@@ -313,6 +313,10 @@ def _adapted(base: ModelFolder, adapter: ModelFolder, device: str) -> Any:
         weights = read_adapter(identify(adapter.path), linears)
     except CallerError as error:
         raise ModelUnavailable(f"The adapter in {adapter.path} can't be used: {error}", hint=error.hint) from error
+    if weights.input_scale or weights.output_scale:
+        raise ModelUnavailable(
+            f"The adapter in {adapter.path} is (IA)³, which rerankers don't apply.", hint="Train it with LoRA."
+        )
     updates = {f"{name}.weight": pair.b @ pair.a for name, pair in weights.lora.items()}
     return BertEncoder.load(base.config, base.weights(), device, updates)
 

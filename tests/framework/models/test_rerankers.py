@@ -16,6 +16,7 @@ from framework.errors import CallerError, ModelUnavailable
 from framework.models import rerankers
 from framework.models.base import Reranker
 from framework.models.rerankers import load_reranker
+from framework.testing.adapters import write_ia3
 from framework.testing.tiny_bert import WORDS, write_bert, write_json
 from framework.training.recipes.reranker import describe
 
@@ -202,6 +203,22 @@ def damage(change: Callable[[Path], Any], adapter: Path) -> Reranker:
 def test_a_damaged_adapter_is_refused(adapter: Path, change: Callable[[Path], Any], message: str) -> None:
     with pytest.raises(ModelUnavailable, match=message):
         damage(change, adapter).score("red", ["red"])
+
+
+def test_an_adapter_whose_scales_would_be_dropped_is_refused(adapter: Path) -> None:
+    (adapter / "adapter_config.json").unlink()
+    layers = json.loads((adapter.with_name("base") / "config.json").read_text())["num_hidden_layers"]
+    write_ia3(adapter, {f"encoder.layer.{n}.attention.self.query": (32, 32) for n in range(layers)})
+    with pytest.raises(ModelUnavailable, match=r"is \(IA\)³"):
+        load_reranker(str(adapter)).score("red", ["red"])
+
+
+@pytest.mark.parametrize("length", ["many", None, True, -1, 2.5])
+def test_a_description_without_a_length_that_could_be_one_is_refused(adapter: Path, length: Any) -> None:
+    said = json.loads((adapter / "reranker.json").read_text())
+    write_json(adapter / "reranker.json", {**said, "max_tokens": length})
+    with pytest.raises(ModelUnavailable, match=r"reranker\.json: max_tokens must be a whole number"):
+        load_reranker(str(adapter))
 
 
 def test_an_adapter_that_is_pickled_is_refused(adapter: Path) -> None:
