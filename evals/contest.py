@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
+from agents.config import AgentConfig
 from evals.gates import ERRORS
 from evals.metrics import Metric
 from evals.report import Difference, Estimate, bootstrap, paired
 from evals.run_log import read_records, read_run
 from evals.runner import Run, run_task
-from evals.targets import Progress
+from evals.targets import Progress, overlaid
 from evals.task import Task
 from framework.config import Settings
 from framework.documents import content_hash
@@ -96,8 +97,8 @@ async def hold(
         champion: its model name; None: there is none yet, so that the thresholds alone decide.
 
     Raises:
-        ConfigError: the task names no threshold, its target answers without a model, or the rule has a margin for a
-            metric that does not count.
+        ConfigError: the task names no threshold, its target asks no chat model, or the rule has a margin for a metric
+            that does not count.
     """
     metrics = counted(task)
     unknown = rule.margins.keys() - {metric.name for metric in metrics}
@@ -109,8 +110,12 @@ async def hold(
         )
     before = None
     if champion is not None:
-        before = await run_task(with_model(task, champion), settings, limit=limit, fresh=fresh, progress=progress)
-    after = await run_task(with_model(task, challenger), settings, limit=limit, fresh=fresh, progress=progress)
+        before = await run_task(
+            with_model(task, champion, settings), settings, limit=limit, fresh=fresh, progress=progress
+        )
+    after = await run_task(
+        with_model(task, challenger, settings), settings, limit=limit, fresh=fresh, progress=progress
+    )
     compared = tuple(_compared(metric, before, after, rule, task.run.seed) for metric in metrics)
     reason = _against(before, after, compared, rule)
     return Contest(
@@ -138,16 +143,26 @@ def counted(task: Task) -> list[Metric]:
     return [metric for metric in task.metrics if metric.name in named]
 
 
-def with_model(task: Task, model: str) -> Task:
-    """The task, answered by this model.
+def with_model(task: Task, model: str, settings: Settings) -> Task:
+    """The task, answered by this model. An agent that is told no mode reads: BASE:NAME has no roles, so it would quote.
 
     Raises:
-        ConfigError: its target answers without one.
+        ConfigError: its target asks no chat model, so that every model would answer the same.
     """
-    if task.target.get("kind") not in ("agent", "python"):
+    kind, more = task.target.get("kind"), {"model": model}
+    if kind == "retriever":
         raise ConfigError("A retriever answers without a chat model.", field="target.kind")
-    values = {**task.values, "target": {**task.target, "model": model}}
-    return replace(task, target={**task.target, "model": model}, values=values)
+    if kind == "agent":
+        _, config = overlaid(task, task.settings(settings), "agent", AgentConfig)
+        if config.mode == "quote" and not config.quoting.choice:
+            raise ConfigError(
+                "An agent that quotes asks no chat model, so nothing would be compared.",
+                hint='Set mode = "read" or "write" in [target], or --set target.mode=read.',
+                field="target.mode",
+            )
+        more |= {"mode": "read"} if config.mode == "auto" else {}
+    target = {**task.target, **more}
+    return replace(task, target=target, values={**task.values, "target": target})
 
 
 def suite_digest(task: Task) -> str:

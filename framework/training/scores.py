@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +48,8 @@ def measure(
     if not todo:
         return
     subject = _base(config) if moment == "before" else _result(run, config, base, settings)
+    if config.recipe not in ("embedding", "reranker"):
+        subject = replace(subject, environ={**_reading(settings), **subject.environ})
     for file in todo:
         say(f"Evaluating {file.stem} {moment} training.")
         out = run.path / "evaluations" / moment / file.stem
@@ -80,6 +82,12 @@ def _result(run: RunFolder, config: TrainConfig, base: Resolved, settings: Setti
     home = (run.path / "evaluations" / "home").resolve()
     AdapterStore(home).add(config.name, run.adapter, base, settings.core.tenant, overwrite=True)
     return Subject((_key("chat", f"{config.base}:{config.name}"),), {"LECTERN_LECTERN__HOME": str(home)})
+
+
+def _reading(settings: Settings) -> dict[str, str]:
+    """Agents read where nothing names another mode: quoting, as they would without roles, asks no chat model."""
+    told = settings.values.get("agent", {}).get("mode", "auto") != "auto"
+    return {} if told else {"LECTERN_AGENT__MODE": "read"}
 
 
 def _key(kind: str, model: str) -> str:
