@@ -14,7 +14,7 @@ from framework.extras import require
 from framework.models.catalog import Catalog, Resolved
 from framework.models.config import ModelsConfig
 from framework.training import card, curves, rewards, scores
-from framework.training.config import Recipe, TrainConfig, read_config
+from framework.training.config import DataConfig, Recipe, TrainConfig, read_config
 from framework.training.data import KINDS, Data, Material
 from framework.training.datasets import Row
 from framework.training.job import Job
@@ -79,15 +79,55 @@ def load(config: TrainConfig, folder: Path, say: Say) -> tuple[Data, dict[str, s
     validation_files = _expanded(options.validation, folder, "data.validation")
     material = Material.read(train_files, kind)
     if validation_files:
-        validation = Material.read(validation_files, kind)
+        rows, held_out = material.rows(options, seed), Material.read(validation_files, kind).rows(options, seed)
     else:
-        material, validation = material.split(options.validation_share, seed)
-    rows, held_out = material.rows(options, seed), validation.rows(options, seed)
+        rows, held_out = _split(material, options, seed, say)
     if not rows:
-        raise CallerError("There is nothing to train on.", hint="Name files under data.train.", field="data.train")
-    refuse_leaks(rows, held_out, _expanded(options.exclude, folder, "data.exclude"))
+        raise _nothing(material)
+    refuse_leaks(rows, held_out if validation_files else (), _expanded(options.exclude, folder, "data.exclude"))
     say(f"{len(rows):,} rows to train on, {len(held_out):,} to measure the loss on.")
     return Data(tuple(rows), tuple(held_out)), files_hash([*train_files, *validation_files])
+
+
+def _nothing(material: Material) -> CallerError:
+    if material.kind == "preference" and (material.documents or material.boxes or material.ready):
+        return CallerError(
+            "No rule could make a worse answer than those of data.train.",
+            hint="Rules know answers from a passage and calls of tools; give rows with prompt, chosen and rejected.",
+            field="data.train",
+        )
+    return CallerError("There is nothing to train on.", hint="Name files under data.train.", field="data.train")
+
+
+def _split(material: Material, options: DataConfig, seed: int, say: Say) -> tuple[list[Row], list[Row]]:
+    """The rows to train on, and a share kept back that they give nothing away of; all and none where they do of all."""
+    train, validation = material.split(options.validation_share, seed)
+    rows, held_out = train.rows(options, seed), validation.rows(options, seed)
+    kept = _kept_apart(rows, held_out)
+    if held_out and not kept:
+        say("Nothing is kept back to measure the loss on: training rows say all of it. Name files in data.validation.")
+        return material.rows(options, seed), []
+    if len(kept) < len(held_out):
+        gone = len(held_out) - len(kept)
+        say(f"Of {len(held_out):,} rows kept back {gone:,} are left out: training rows say the same.")
+    return rows, kept
+
+
+def _kept_apart(rows: Sequence[Row], held_out: Sequence[Row]) -> list[Row]:
+    """What training rows don't give away: whoever asks one thing twice writes two documents."""
+    kept = list(held_out)
+    while leaks := find_leaks(rows, _all_held_out(kept)):
+        # One place is named of all that a row gives away; looking from the other side finds the rest at once. The
+        # training rows are beside, since what many documents answer gives nothing away.
+        leaking = [held_out_row(rows[place], "") for place in sorted({leak.place for leak in leaks})]
+        gone = {int(leak.where.rpartition(" ")[2]) - 1 for leak in leaks}
+        gone |= {
+            leak.place
+            for leak in find_leaks([*kept, *rows], leaking)
+            if leak.place < len(kept) and not (leak.reason.endswith("question") and parts_of(kept[leak.place]).read)
+        }
+        kept = [row for place, row in enumerate(kept) if place not in gone]
+    return kept
 
 
 def refuse_leaks(rows: Sequence[Row], validation: Sequence[Row], files: Sequence[Path]) -> None:
@@ -96,9 +136,7 @@ def refuse_leaks(rows: Sequence[Row], validation: Sequence[Row], files: Sequence
     Raises:
         CallerError: naming the first rows that leak, and why.
     """
-    held_out = [_held_out(row, place) for place, row in enumerate(validation, start=1)]
-    held_out += [item for file in files for item in read_held_out(file)]
-    leaks = find_leaks(rows, held_out)
+    leaks = find_leaks(rows, [*_all_held_out(validation), *(item for file in files for item in read_held_out(file))])
     if leaks:
         shown = "; ".join(
             f"{rows[leak.place].document!r} and {leak.where} share {leak.shared[:80]!r} ({leak.reason})"
@@ -109,6 +147,10 @@ def refuse_leaks(rows: Sequence[Row], validation: Sequence[Row], files: Sequence
             hint="Take them out, with `lectern dataset clean` for example.",
             field="data.exclude",
         )
+
+
+def _all_held_out(rows: Sequence[Row]) -> list[HeldOut]:
+    return [_held_out(row, place) for place, row in enumerate(rows, start=1)]
 
 
 def _held_out(row: Row, place: int) -> HeldOut:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,6 +14,8 @@ from click.testing import CliRunner
 from framework.errors import CallerError, ConfigError, Conflict, TooLarge
 from framework.training.commands import train as command
 from framework.training.config import TrainConfig, read_config
+from framework.training.leaks import find_leaks, held_out_row
+from framework.training.rows import ChatRow
 from framework.training.run import RunFolder, file_hash, files_hash
 from framework.training.start import load
 
@@ -140,6 +143,52 @@ def test_no_document_has_rows_on_both_sides_of_the_split(bench: Bench) -> None:
     assert len(train | held_out) == 30
     assert 3 <= len(held_out) <= 15
     assert load(read_config(bench.config()), bench.folder, bench.said.append)[0] == data, "the same each time"
+
+
+def asked_again(rooms: int, ways: int) -> list[dict[str, Any]]:
+    """Pairs as people write them: each thing is asked in several ways, and answered in the same words."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"Way {way} to ask about {room}?"},
+                {"role": "assistant", "content": f"{room} " + " ".join(f"{word}{room}" for word in "abcdefghijklmn")},
+            ]
+        }
+        for room in (f"R{room}" for room in range(rooms))
+        for way in range(ways)
+    ]
+
+
+def test_what_training_rows_give_away_is_left_out_of_an_automatic_split(bench: Bench) -> None:
+    bench.rows([*asked_again(10, 2), *asked_again(10, 1)[5:]])
+    data, _ = load(read_config(bench.config()), bench.folder, bench.said.append)
+    assert data.validation, "rows that nothing gives away stay"
+    assert not find_leaks(data.train, [held_out_row(row, "") for row in data.validation])
+    assert re.search(r"Of \d+ rows kept back \d+ are left out: training rows say the same", bench.said[0])
+
+
+def test_rows_that_all_say_the_same_are_all_trained_on(bench: Bench) -> None:
+    bench.rows(asked_again(2, 8))
+    data, _ = load(read_config(bench.config()), bench.folder, bench.said.append)
+    assert (len(data.train), len(data.validation)) == (16, 0)
+    assert bench.said[0].startswith("Nothing is kept back to measure the loss on")
+    assert bench.train(bench.config(optimizer={"steps": 1})).read()["state"] == "finished"
+
+
+def test_what_many_documents_answer_gives_nothing_away(bench: Bench) -> None:
+    decline = "I am sorry, but nothing that I have been given to read says anything about what you ask me here."
+    rows = [
+        {"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": decline}]}
+        for n in range(20)
+    ]
+    bench.rows([*rows, *asked_again(6, 3)])
+    data, _ = load(read_config(bench.config()), bench.folder, bench.said.append)
+    assert sum(decline == row.messages[-1].content for row in data.validation if isinstance(row, ChatRow)) > 1
+
+
+def test_pairs_that_no_rule_spoils_are_said_to_be_so(bench: Bench, questions: Rows) -> None:
+    bench.rows(questions(4))
+    assert "No rule could make a worse answer than those of data.train" in refused(bench, bench.config("dpo"))
 
 
 def test_a_held_out_question_among_the_training_rows_stops_the_run(bench: Bench, questions: Rows) -> None:
