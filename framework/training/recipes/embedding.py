@@ -9,7 +9,7 @@ from __future__ import annotations
 from framework.models.folder import ModelFolder
 from framework.models.recipe import read_recipe
 from framework.training.job import Job
-from framework.training.recipes.pairs import add_lora, arguments, columns, merge_lora, pair_rows, resumable
+from framework.training.recipes.pairs import Parts, add_lora, fit, merge_lora, pair_rows
 
 
 def train(job: Job) -> None:
@@ -27,7 +27,7 @@ def train(job: Job) -> None:
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
     from sentence_transformers.sentence_transformer.modules import Pooling
 
-    rows, _ = pair_rows(job)
+    rows, validation = pair_rows(job)
     recipe = read_recipe(ModelFolder(job.base.path), job.base.card)
     transformer = Transformer(
         str(recipe.transformer.path),
@@ -41,17 +41,14 @@ def train(job: Job) -> None:
     prompts = {"query": recipe.query_prefix, "document": recipe.document_prefix}
     model = SentenceTransformer(modules=[transformer, pooling, Normalize()], device=job.device, prompts=prompts)
     add_lora(job, transformer)
-    trainer = resumable(SentenceTransformerTrainer)(
-        model=model,
-        args=SentenceTransformerTrainingArguments(
-            **arguments(job, rows),
-            prompts={"query": recipe.query_prefix, "positive": recipe.document_prefix},
-        ),
-        train_dataset=columns(rows, job.config.pairs.negatives),
-        loss=MultipleNegativesRankingLoss(model, scale=job.config.pairs.scale),
-        callbacks=[job.progress()],
+    parts = Parts(
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+        model,
+        MultipleNegativesRankingLoss(model, scale=job.config.pairs.scale),
+        prompts={"query": recipe.query_prefix, "positive": recipe.document_prefix},
     )
-    job.train(trainer)
+    fit(job, parts, rows, validation)
     merge_lora(model)
     transformer.max_seq_length = recipe.max_tokens
     model.save_pretrained(str(job.run.model), create_model_card=False)

@@ -1,15 +1,16 @@
-"""What training on pairs has in common: batches of similar length, checkpoints of what is trained, plugging in LoRA."""
+"""What training on pairs has in common: negatives, batches of similar length, the trainer, plugging in LoRA."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from framework.errors import CallerError
-from framework.training.job import Job
+from framework.training.job import Job, quiet
 from framework.training.negatives import embedder_search, mine, positives
 from framework.training.rows import PairRow, Row, kind_of
 
@@ -25,34 +26,50 @@ STRETCH = 16
 def pair_rows(job: Job) -> tuple[list[PairRow], list[PairRow]]:
     """The pairs to train and to validate on, each with as many negatives as the configuration wants.
 
-    Rows that have fewer get them from the other rows' passages, by the configured embedder.
+    Rows that have fewer get them by the embedder that ships: training rows from each other's passages, validation rows
+    from all, since a passage that does not answer gives nothing away. A validation row that finds too few is left out.
 
     Raises:
         CallerError: a row is no pair, or there are not enough other documents to take negatives from.
     """
-    return _with_negatives(job, job.data.train), _with_negatives(job, job.data.validation)
-
-
-def _with_negatives(job: Job, rows: Sequence[Row]) -> list[PairRow]:
     wanted = job.config.pairs.negatives
-    pairs = []
+    train, validation = _pairs(job.data.train), _pairs(job.data.validation)
+    rows = _with_negatives(job, train, train)
     for row in rows:
-        if not isinstance(row, PairRow):
-            raise CallerError(f"This recipe learns from pairs, and {row.document!r} is a {kind_of(row)} row.")
-        pairs.append(row)
-    if any(len(row.negatives) < wanted for row in pairs):
-        from framework.models.embedders import load_embedder
-
-        job.say(f"Looking for hard negatives of {len(pairs)} pairs.")
-        pairs = mine(pairs, embedder_search(load_embedder(), positives(pairs)), wanted)
-    for row in pairs:
         if len(row.negatives) < wanted:
             raise CallerError(
                 f"There are only {len(row.negatives)} negatives for {row.query[:60]!r}.",
                 hint=f"Add pairs of other documents, or set pairs.negatives below {wanted}.",
                 field="pairs.negatives",
             )
+    found = _with_negatives(job, validation, [*train, *validation])
+    measured = [row for row in found if len(row.negatives) >= wanted]
+    if len(measured) < len(found):
+        job.say(
+            f"The loss is measured on {len(measured)} of {len(found)} validation rows; "
+            f"the others have fewer than {wanted} negatives."
+        )
+    return rows, measured
+
+
+def _pairs(rows: Sequence[Row]) -> list[PairRow]:
+    pairs = []
+    for row in rows:
+        if not isinstance(row, PairRow):
+            raise CallerError(f"This recipe learns from pairs, and {row.document!r} is a {kind_of(row)} row.")
+        pairs.append(row)
     return pairs
+
+
+def _with_negatives(job: Job, rows: list[PairRow], known: Sequence[PairRow]) -> list[PairRow]:
+    """The rows with negatives from the known rows' passages, where they lack any."""
+    wanted = job.config.pairs.negatives
+    if all(len(row.negatives) >= wanted for row in rows):
+        return rows
+    from framework.models.embedders import load_embedder
+
+    job.say(f"Looking for hard negatives of {len(rows)} pairs.")
+    return mine(rows, embedder_search(load_embedder(), positives(known)), wanted)
 
 
 def columns(rows: Sequence[PairRow], negatives: int) -> Any:
@@ -120,24 +137,59 @@ class Batches:
         return [batch for batch, _ in batches]
 
 
-def arguments(job: Job, rows: Sequence[PairRow], head: str = "") -> dict[str, Any]:
-    """The trainer's arguments: an update is computed from one batch, so that its rows are each other's negatives.
+@dataclass(frozen=True)
+class Parts:
+    """What differs between the models that are trained on pairs.
 
-    Args:
+    Attributes:
+        trainer: sentence-transformers' class.
+        arguments: of its arguments.
+        model: what is trained.
+        loss: of a batch.
+        table: the rows as the loss wants them, with so many negatives each.
         head: the name of the module that has a learning rate of its own.
+        prompts: what stands before the texts of a column.
     """
-    size, seed = job.config.optimizer.sequences, job.config.optimizer.seed
-    shared = job.arguments()
+
+    trainer: Any
+    arguments: Any
+    model: Any
+    loss: Any
+    table: Callable[[Sequence[PairRow], int], Any] = columns
+    head: str = ""
+    prompts: Mapping[str, str] | None = None
+
+
+def fit(job: Job, parts: Parts, rows: Sequence[PairRow], validation: Sequence[PairRow]) -> None:
+    """Train on rows, from the last checkpoint where there is one, and measure the loss on validation rows.
+
+    An update is computed from one batch, so that its rows are each other's negatives.
+    """
+    size, seed, negatives = job.config.optimizer.sequences, job.config.optimizer.seed, job.config.pairs.negatives
+    measured = parts.table(validation, negatives) if validation else None
     rate = job.config.pairs.head_learning_rate
-    return {
-        **shared,
+    arguments = {
+        **job.arguments(),
         "per_device_train_batch_size": size,
         "per_device_eval_batch_size": size,
         "gradient_accumulation_steps": 1,
-        "eval_strategy": "no",
-        "batch_sampler": lambda dataset, **_: Batches(rows, size, seed),
-        "learning_rate_mapping": {rf"(^|\.){head}\.": rate} if head and rate else {},
+        "eval_strategy": "steps" if validation else "no",
+        "batch_sampler": lambda table, **_: Batches(validation if table is measured else rows, size, seed),
+        "learning_rate_mapping": {rf"(^|\.){parts.head}\.": rate} if parts.head and rate else {},
+        "prompts": parts.prompts,
     }
+    trainer = resumable(parts.trainer)(
+        model=parts.model,
+        args=parts.arguments(**arguments),
+        train_dataset=parts.table(rows, negatives),
+        eval_dataset=measured,
+        loss=parts.loss,
+        callbacks=[job.progress()],
+    )
+    quiet(trainer)
+    job.train(trainer)
+    if validation and not any("validation_loss" in report for report in job.run.reports()[-1:]):
+        trainer.evaluate()
 
 
 def add_lora(job: Job, model: nn.Module) -> None:

@@ -18,7 +18,7 @@ from framework.models.digests import file_digest
 from framework.models.folder import ModelFolder
 from framework.models.recipe import read_recipe
 from framework.training.job import Job
-from framework.training.recipes.pairs import add_lora, arguments, columns, merge_lora, pair_rows, resumable
+from framework.training.recipes.pairs import Parts, add_lora, fit, merge_lora, pair_rows
 from framework.training.rows import PairRow
 
 if TYPE_CHECKING:
@@ -33,17 +33,17 @@ def train(job: Job) -> None:
     Raises:
         CallerError: the rows are no pairs, or too few for the negatives.
     """
-    rows, _ = pair_rows(job)
+    rows, validation = pair_rows(job)
     if job.config.pairs.kind == "cross-encoder":
-        _train_cross_encoder(job, rows)
+        _train_cross_encoder(job, rows, validation)
     else:
-        _train_late_interaction(job, rows)
+        _train_late_interaction(job, rows, validation)
 
 
 # Late interaction
 
 
-def _train_late_interaction(job: Job, rows: Sequence[PairRow]) -> None:
+def _train_late_interaction(job: Job, rows: Sequence[PairRow], validation: Sequence[PairRow]) -> None:
     from sentence_transformers.multi_vector_encoder import (
         MultiVectorEncoder,
         MultiVectorEncoderTrainer,
@@ -51,19 +51,18 @@ def _train_late_interaction(job: Job, rows: Sequence[PairRow]) -> None:
     )
     from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
 
-    pairs = job.config.pairs
     transformer = _transformer(job)
     model = MultiVectorEncoder(modules=[transformer, token_head(transformer.get_embedding_dimension())])
     model.to(job.device)
     add_lora(job, transformer)
-    trainer = resumable(MultiVectorEncoderTrainer)(
-        model=model,
-        args=MultiVectorEncoderTrainingArguments(**arguments(job, rows, "token_weight")),
-        train_dataset=columns(rows, pairs.negatives),
-        loss=MultiVectorMultipleNegativesRankingLoss(model, scale=pairs.scale),
-        callbacks=[job.progress()],
+    parts = Parts(
+        MultiVectorEncoderTrainer,
+        MultiVectorEncoderTrainingArguments,
+        model,
+        MultiVectorMultipleNegativesRankingLoss(model, scale=job.config.pairs.scale),
+        head="token_weight",
     )
-    job.train(trainer)
+    fit(job, parts, rows, validation)
     export(job, transformer, model[1])
 
 
@@ -152,8 +151,7 @@ def describe(base: Path, name: str, languages: Sequence[str], cache: Path) -> di
 # Cross-encoder
 
 
-def _train_cross_encoder(job: Job, rows: Sequence[PairRow]) -> None:
-    from datasets import Dataset
+def _train_cross_encoder(job: Job, rows: Sequence[PairRow], validation: Sequence[PairRow]) -> None:
     from sentence_transformers.cross_encoder import (
         CrossEncoder,
         CrossEncoderTrainer,
@@ -176,21 +174,28 @@ def _train_cross_encoder(job: Job, rows: Sequence[PairRow]) -> None:
     for name, parameter in model.named_parameters():
         if "pooler" in name or "classifier" in name:
             parameter.requires_grad_(True)
-    table = {
-        "query": [row.query for row in rows],
-        "documents": [[row.positive, *row.negatives[: job.config.pairs.negatives]] for row in rows],
-        # Softmaxed by the loss: nearly all on the positive.
-        "labels": [[10.0] + [0.0] * job.config.pairs.negatives for _ in rows],
-    }
-    trainer = resumable(CrossEncoderTrainer)(
-        model=model,
-        args=CrossEncoderTrainingArguments(**arguments(job, rows, "classifier")),
-        train_dataset=Dataset.from_dict(table),
-        loss=ListNetLoss(model, mini_batch_size=-1),
-        callbacks=[job.progress()],
+    parts = Parts(
+        CrossEncoderTrainer,
+        CrossEncoderTrainingArguments,
+        model,
+        ListNetLoss(model, mini_batch_size=-1),
+        table=_lists,
+        head="classifier",
     )
-    job.train(trainer)
+    fit(job, parts, rows, validation)
     merge_lora(model)
     # As transformers does it: without the modules of sentence-transformers any server can load it.
     model.transformers_model.save_pretrained(job.run.model)
     model.tokenizer.save_pretrained(job.run.model)
+
+
+def _lists(rows: Sequence[PairRow], negatives: int) -> Any:
+    """A query, its passages, and what their scores should be: softmaxed by the loss, nearly all on the positive."""
+    from datasets import Dataset
+
+    table = {
+        "query": [row.query for row in rows],
+        "documents": [[row.positive, *row.negatives[:negatives]] for row in rows],
+        "labels": [[10.0] + [0.0] * negatives for _ in rows],
+    }
+    return Dataset.from_dict(table)

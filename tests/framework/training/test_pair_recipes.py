@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from framework.testing.tiny_bert import WORDS, write_bert
 from framework.training.config import AdapterConfig, CheckpointConfig, OptimizerConfig, PairsConfig, TrainConfig
 from framework.training.data import Data
 from framework.training.job import Job
+from framework.training.progress import Say
 from framework.training.recipes import embedding, reranker
-from framework.training.recipes.pairs import Batches
+from framework.training.recipes.pairs import Batches, pair_rows
 from framework.training.rows import PairRow, Provenance
 from framework.training.run import RunFolder
 
@@ -39,7 +41,21 @@ def pairs(count: int = 48) -> list[PairRow]:
     return rows
 
 
-def job(folder: Path, name: str = "run", rows: list[PairRow] | None = None, **changes: Any) -> Job:
+def split(count: int = 48, held: int = 1) -> tuple[list[PairRow], list[PairRow]]:
+    """The pairs without their negatives: of all documents but so many, and of these."""
+    rows = [replace(row, negatives=()) for row in pairs(count)]
+    kept = {f"d{i}" for i in range(held)}
+    return [row for row in rows if row.document not in kept], [row for row in rows if row.document in kept]
+
+
+def job(
+    folder: Path,
+    name: str = "run",
+    rows: list[PairRow] | None = None,
+    validation: Sequence[PairRow] = (),
+    say: Say = lambda _: None,
+    **changes: Any,
+) -> Job:
     """A job on a tiny model, its run begun."""
     base = folder / "base"
     if not base.exists():
@@ -60,11 +76,16 @@ def job(folder: Path, name: str = "run", rows: list[PairRow] | None = None, **ch
     config = replace(config, **changes)
     run = RunFolder(folder / name)
     run.begin({"config": name})
-    return Job(config, Catalog().resolve(str(base)), Data(tuple(rows or pairs()), ()), run, say=lambda _: None)
+    return Job(config, Catalog().resolve(str(base)), Data(tuple(rows or pairs()), tuple(validation)), run, say)
 
 
 def losses(run: RunFolder) -> list[float]:
-    return [report["loss"] for report in run.reports()]
+    return [report["loss"] for report in run.reports() if "loss" in report]
+
+
+def validation_losses(run: RunFolder) -> list[tuple[int, float]]:
+    """By step."""
+    return [(report["step"], report["validation_loss"]) for report in run.reports() if "validation_loss" in report]
 
 
 def preferred(folder: Path, rows: list[PairRow]) -> float:
@@ -86,19 +107,25 @@ def test_an_adapter_and_head_are_trained_and_served(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_taken_up_again_has_the_losses_of_one_that_was_not_stopped(tmp_path: Path) -> None:
-    whole = job(tmp_path, "whole")
+    rows, kept = split(held=2)
+    # Dropout, so that a draw that is made twice or not at all shows.
+    adapter = AdapterConfig(rank=8, targets=("query", "value"), weights="float32", dropout=0.3)
+    changes: Any = {"rows": rows, "validation": kept, "adapter": adapter, "checkpoints": CheckpointConfig(every=5)}
+    whole = job(tmp_path, "whole", **changes)
     reranker.train(whole)
 
     def killed(text: str) -> None:
         if text.startswith("step 15 "):
             raise KeyboardInterrupt
 
-    first = replace(job(tmp_path, "halves"), say=killed)
+    first = replace(job(tmp_path, "halves", **changes), say=killed)
     with pytest.raises(KeyboardInterrupt):
         reranker.train(first)
     second = replace(first, say=lambda _: None)
     reranker.train(second)
     np.testing.assert_allclose(losses(second.run), losses(whole.run), rtol=1e-5)
+    assert [step for step, _ in validation_losses(whole.run)] == [10, 20, 30, 40]
+    np.testing.assert_allclose(validation_losses(second.run), validation_losses(whole.run), rtol=1e-5)
 
 
 def test_a_cross_encoder_is_trained_and_served_as_a_model_of_its_own(tmp_path: Path) -> None:
@@ -127,11 +154,91 @@ def test_an_embedder_is_trained_and_served_as_a_space_of_its_own(tmp_path: Path)
     assert right(after) > max(0.8, right(before))
 
 
-def test_rows_without_negatives_get_hard_ones_from_the_other_rows(tmp_path: Path) -> None:
-    rows = [replace(row, negatives=()) for row in pairs()]
-    work = job(tmp_path, rows=rows, optimizer=OptimizerConfig(steps=1, sequences=4, precision="float32"))
+TRAINERS = {
+    "embedding": (embedding.train, PairsConfig(negatives=2)),
+    "late-interaction": (reranker.train, PairsConfig(negatives=2)),
+    "cross-encoder": (reranker.train, PairsConfig(kind="cross-encoder", negatives=2)),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINERS)
+def test_one_document_kept_back_is_enough_for_a_validation_loss(
+    tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, config = TRAINERS[kind]
+    rows, kept = split()
+    optimizer = OptimizerConfig(steps=25, sequences=6, precision="float32", learning_rate=5e-3)
+    work = job(tmp_path, rows=rows, validation=kept, pairs=config, optimizer=optimizer)
+    train(work)
+    measured = validation_losses(work.run)
+    assert [step for step, _ in measured] == [20, 25]
+    assert all(np.isfinite(loss) for _, loss in measured)
+    assert capsys.readouterr().out == "", "standard output is for results"
+
+
+def loss_of(folder: Path, rows: list[PairRow], scale: float) -> float:
+    """Of the model that is served, on one batch of rows: each query among all their passages."""
+    model = load_embedder(str(folder))
+    passages = [row.positive for row in rows] + [row.negatives[i] for i in range(2) for row in rows]
+    queries = np.stack([model.embed_query(row.query) for row in rows])
+    scores = scale * queries @ model.embed_documents(passages).T
+    return float(np.mean(np.log(np.exp(scores).sum(axis=1)) - np.diagonal(scores)))
+
+
+def test_the_validation_loss_is_that_of_the_served_model_on_the_validation_rows(tmp_path: Path) -> None:
+    kept = [replace(row, document=f"kept {row.document}") for row in pairs(4)]
+    work = job(tmp_path, rows=pairs(3), validation=kept)
+    embedding.train(work)
+    _, last = validation_losses(work.run)[-1]
+    assert last == pytest.approx(loss_of(work.run.model, kept, work.config.pairs.scale), rel=1e-3)
+
+
+def test_validation_rows_take_negatives_from_all_passages_and_training_rows_only_from_each_other(
+    tmp_path: Path,
+) -> None:
+    rows, kept = split(held=2)
+    trained, measured = pair_rows(job(tmp_path, rows=rows, validation=kept))
+    seen, held = {row.positive for row in rows}, {row.positive for row in kept}
+    assert all(set(row.negatives) <= seen for row in trained)
+    assert all(set(row.negatives) <= seen | held for row in measured)
+    assert any(set(row.negatives) & seen for row in measured)
+
+
+def test_validation_rows_without_enough_negatives_are_left_out_and_the_run_says_so(tmp_path: Path) -> None:
+    [row, good, poor] = pairs(3)
+    kept = [replace(good, document="kept"), replace(poor, document="kept", negatives=())]
+    said: list[str] = []
+    _, measured = pair_rows(job(tmp_path, rows=[row], validation=kept, say=said.append))
+    assert measured == kept[:1]
+    assert "The loss is measured on 1 of 2 validation rows; the others have fewer than 2 negatives." in said
+
+
+def test_without_any_validation_row_it_is_trained_all_the_same(tmp_path: Path) -> None:
+    [row, poor] = pairs(2)
+    kept = [replace(poor, document="kept", negatives=())]
+    work = job(tmp_path, rows=[row], validation=kept, optimizer=OptimizerConfig(steps=5, precision="float32"))
     reranker.train(work)
-    assert len(losses(work.run)) <= 1
+    assert len(losses(work.run)) == 1
+    assert validation_losses(work.run) == []
+
+
+def test_rows_without_negatives_get_the_nearest_passages_of_other_documents(tmp_path: Path) -> None:
+    rows = [replace(row, negatives=()) for row in pairs()]
+    optimizer = OptimizerConfig(steps=5, sequences=4, precision="float32")
+    work = job(tmp_path, rows=rows, optimizer=optimizer)
+    mined, _ = pair_rows(work)
+    embedder = load_embedder()
+    for row, before in zip(mined, rows, strict=True):
+        assert replace(row, negatives=()) == before
+        others = {other.positive for other in rows if other.document != row.document} - {row.positive}
+        nearness = {
+            text: float(embedder.embed_documents([text])[0] @ embedder.embed_query(row.query)) for text in others
+        }
+        far = [value for text, value in nearness.items() if text not in row.negatives]
+        assert len(set(row.negatives)) == 2
+        assert min(nearness[text] for text in row.negatives) >= max(far) - 1e-5
+    reranker.train(work)
+    assert len(losses(work.run)) == 1
 
 
 def test_too_few_documents_for_the_negatives_are_an_error(tmp_path: Path) -> None:
