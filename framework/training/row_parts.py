@@ -25,14 +25,16 @@ WORD = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a row is made of. System messages and tool definitions belong to none: they are the same in many rows."""
+    """What a row is made of, without tool definitions. System messages stand apart: they are the same in many rows."""
 
     asked: tuple[str, ...]
     answered: tuple[str, ...]
     read: tuple[str, ...]
+    told: tuple[str, ...] = ()
 
     @property
     def all(self) -> tuple[str, ...]:
+        """All but what is told."""
         return (*self.asked, *self.answered, *self.read)
 
 
@@ -41,7 +43,7 @@ def parts_of(row: Row) -> Parts:
     if isinstance(row, PairRow):
         return Parts((row.query,), (), (row.positive, *row.negatives))
     messages = row.messages if isinstance(row, ChatRow) else (*row.prompt, row.chosen, row.rejected)
-    asked, answered, read = [], [], []
+    asked, answered, read, told = [], [], [], []
     for message in messages:
         if message.role == "user":
             question, rest = take_apart(message.content)
@@ -51,7 +53,9 @@ def parts_of(row: Row) -> Parts:
             answered += _said(message)
         elif message.role == "tool":
             read.append(message.content)
-    return Parts(tuple(asked), tuple(answered), tuple(read))
+        else:
+            told.append(message.content)
+    return Parts(tuple(asked), tuple(answered), tuple(read), tuple(told))
 
 
 def take_apart(content: str) -> tuple[str, str]:

@@ -56,7 +56,7 @@ def similarity(a: Hashes, b: Hashes) -> float:
 
 
 class NearIndex:
-    """Texts that are not nearly equal to each other, and for any other text the one of them that is.
+    """Texts by number, and for any other text one of them that is nearly equal.
 
     Args:
         threshold: similarity of words and pairs of words, from 0.5 to 1, from which two texts count as nearly equal.
@@ -73,32 +73,43 @@ class NearIndex:
 
     def find(self, found: Sequence[str], key: Hashable = ()) -> int | None:
         """The number of a kept text with the same `key` that is nearly equal to these words."""
-        return self._find(profile(found), key)[0]
+        own = profile(found)
+        return self._near(own, self._bands(own, key))
 
     def keep(self, found: Sequence[str], number: int, key: Hashable = ()) -> int | None:
         """The number of a kept text that is nearly equal, or None, and then this one is kept under `number`."""
         own = profile(found)
-        before, bands = self._find(own, key)
+        bands = self._bands(own, key)
+        before = self._near(own, bands)
         if before is None:
-            self._profiles[number] = own
-            for band in bands:
-                self._buckets.setdefault(band, []).append(number)
+            self._put(own, bands, number)
         return before
 
-    def _find(self, own: Hashes, key: Hashable) -> tuple[int | None, list[tuple[int, int]]]:
-        bands = self._bands(own, self._keys.setdefault(key, len(self._keys)))
+    def add(self, found: Sequence[str], number: int, key: Hashable = ()) -> None:
+        """Keep a text, whether or not one is nearly equal: what is near to this one may be far from the other."""
+        own = profile(found)
+        self._put(own, self._bands(own, key), number)
+
+    def _near(self, own: Hashes, bands: Sequence[tuple[int, int]]) -> int | None:
         seen: set[int] = set()
         for band in bands:
             for other in self._buckets.get(band, ()):
                 if other not in seen and similarity(own, self._profiles[other]) >= self.threshold:
-                    return other, bands
+                    return other
                 seen.add(other)
-        return None, bands
+        return None
 
-    def _bands(self, own: Hashes, key: int) -> list[tuple[int, int]]:
+    def _put(self, own: Hashes, bands: Sequence[tuple[int, int]], number: int) -> None:
+        assert number not in self._profiles, "the text that has this number would be forgotten"
+        self._profiles[number] = own
+        for band in bands:
+            self._buckets.setdefault(band, []).append(number)
+
+    def _bands(self, own: Hashes, key: Hashable) -> list[tuple[int, int]]:
         """What nearly equal texts with the same key have at least one of in common."""
+        group = self._keys.setdefault(key, len(self._keys))
         if not len(own):
-            return [(key, 0)]
+            return [(group, 0)]
         smallest = (own[:, None] * self._factors + self._offsets >> np.uint64(11)).min(axis=0).reshape(BANDS, ROWS)
         mixed = (smallest * MIX).sum(axis=1) + np.arange(BANDS, dtype=np.uint64)
-        return [(key, band) for band in mixed.tolist()]
+        return [(group, band) for band in mixed.tolist()]

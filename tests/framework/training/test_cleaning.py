@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framework.errors import CallerError
-from framework.messages import Message, ToolCall, ToolSpec, assistant, user
+from framework.messages import Message, ToolCall, ToolSpec, assistant, system, user
 from framework.prompts.reading import reading_messages
 from framework.training.cleaning import deduplicate, find_leaks, read_held_out, split_of, split_rows
 from framework.training.datasets import ChatRow, PairRow, PreferenceRow, Provenance, Row, write_rows
 from framework.training.leaks import held_out_row
 from framework.training.row_parts import take_apart, words
+from framework.training.tool_requests import calling_rows, read_toolboxes
 
 OURS = Provenance("us", "Apache-2.0")
 LEAVE = (
@@ -194,6 +195,81 @@ def test_held_out_files_may_be_rows_questions_passages_or_texts(tmp_path: Path) 
         assert find_leaks([plain("q", HEATING)], read_held_out(tmp_path / name)), name
     asked = plain("Which key is used for the radiators?", "the square one")
     assert [leak.reason for leak in find_leaks([asked], read_held_out(tmp_path / "questions.jsonl"))] == ["question"]
+
+
+BLEEDS = "Who bleeds all the radiators that stay cold in winter?"
+MEETS = "Where does the council of the old mill meet on Mondays?"
+
+
+def near(question: str) -> ChatRow:
+    return plain(question.replace("the ", "", 1), "a")
+
+
+def asked_of(tmp_path: Path, held: object) -> list[str]:
+    """Which of two questions count as leaks when near copies are trained on."""
+    path = tmp_path / "held.jsonl"
+    path.write_text(json.dumps(held) + "\n")
+    leaks = find_leaks([near(BLEEDS), near(MEETS)], read_held_out(path))
+    assert all(leak.reason == "near question" and leak.where == f"{path}:1" for leak in leaks)
+    return [(BLEEDS, MEETS)[leak.place] for leak in leaks]
+
+
+ASKED = [
+    {"questions": [{"q": BLEEDS}, {"q": MEETS}]},
+    {"question": [[{"role": "user", "content": BLEEDS}], [{"role": "user", "content": MEETS}]]},
+    {"messages": [{"role": "user", "content": BLEEDS}, {"role": "user", "content": [{"text": f"{LEAVE}\n\n{MEETS}"}]}]},
+    {"prompt": BLEEDS, "data": {"instruction": MEETS}},
+    {"input": [BLEEDS], "unanswerable": [MEETS]},
+]
+
+
+@pytest.mark.parametrize("held", ASKED, ids=[next(iter(held)) for held in ASKED])
+def test_every_question_of_a_held_out_line_is_compared(tmp_path: Path, held: object) -> None:
+    assert asked_of(tmp_path, held) == [BLEEDS, MEETS]
+
+
+def test_what_others_say_in_a_held_out_conversation_is_no_question(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": BLEEDS}, {"role": "assistant", "content": MEETS}]
+    assert asked_of(tmp_path, {"question": [turns]}) == [BLEEDS]
+
+
+def test_a_question_near_to_one_that_is_near_to_the_first_is_found() -> None:
+    first = [f"word{'abcdefghijklmnopqrstuvwxyz'[n]}" for n in range(20)]
+    second, third = [*first[:18], "x", "y"], ["v", "w", *first[2:18], "x", "y"]
+    held = [held_out_row(plain(" ".join(asked), "a", f"h{n}"), str(n)) for n, asked in enumerate((first, second))]
+    assert [leak.where for leak in find_leaks([plain(" ".join(third), "b")], held, near=0.75)] == ["1"]
+
+
+def test_our_tool_requests_hold_none_of_those_we_measure_with(data: Path) -> None:
+    folder = Path(__file__).parents[3] / "recipes/data/tools"
+    rows = calling_rows([box for path in sorted(folder.glob("*.jsonl")) for box in read_toolboxes(path)], unrelated=0)
+    held = [
+        item for name in ("simple_python", "irrelevance") for item in read_held_out(data / "bfcl" / f"{name}.jsonl.gz")
+    ]
+    assert all(item.questions for item in held)
+    assert find_leaks(rows, held) == []
+
+
+@pytest.mark.parametrize("documents", [10, 30])
+def test_a_held_out_passage_given_as_the_answer_is_found_however_many_give_it(documents: int) -> None:
+    rows = [plain(f"question number {n}", HEATING, str(n)) for n in range(documents)]
+    assert [leak.reason for leak in find_leaks(rows, [HELD])] == ["text"] * documents
+
+
+def test_a_held_out_passage_in_a_system_message_is_found() -> None:
+    told = [ChatRow((system(HEATING), user("q"), assistant("a")), str(n), OURS) for n in range(30)]
+    assert [leak.reason for leak in find_leaks(told[:3], [HELD])] == ["text"] * 3
+    assert find_leaks(told, [HELD]) == []  # a message that many documents share is how a model is asked
+    assert find_leaks(told[:2], [held_out_row(told[2], "h")]) == []
+
+
+def test_how_short_rows_and_conversations_decline_is_no_leak(tmp_path: Path) -> None:
+    decline = "I can not answer this from the documents that I was given, so please ask someone who knows."
+    rows = [plain(f"question number {n}", decline, str(n)) for n in range(30)]
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": decline}]
+    for held in ({"question": "Who?", "answer": decline}, {"messages": turns}):
+        (tmp_path / "held.jsonl").write_text(json.dumps(held))
+        assert find_leaks(rows, read_held_out(tmp_path / "held.jsonl")) == []
 
 
 def test_a_held_out_file_without_anything_in_it_is_an_error(tmp_path: Path) -> None:
