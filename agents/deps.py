@@ -6,7 +6,8 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from agents.citations import Shelf
@@ -14,12 +15,15 @@ from agents.config import QuotingConfig, ReadingConfig
 from agents.events import StopReason
 from agents.limits import Budget
 from agents.state import Run
+from framework.errors import Conflict, ModelUnavailable
 from framework.messages import ToolSpec
 from framework.models.base import ChatModel, Role, in_role
 from tools import Executor
 
 Mode: TypeAlias = Literal["auto", "read", "quote", "write"]
 Manner: TypeAlias = Literal["read", "quote", "write"]
+UNREAD = "The passages were quoted, not read:"
+UNTRAINED = "The model had to do without what it was trained to call tools with:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +48,42 @@ class Deps:
     reading: ReadingConfig = ReadingConfig()  # noqa: RUF009  frozen
     thread_id: str = ""
     deadline: float = math.inf
+    _settled: list[tuple[Manner, str]] = field(default_factory=list, init=False, repr=False)  # once a run
 
     async def manner(self) -> Manner:
-        """How the run answers; without knowledge there is nothing to read or quote, and the model writes."""
-        if not self.shelves:
-            return "write"
-        if self.mode != "auto":
-            return self.mode
-        return "read" if await self._trained("reader") else "quote"
+        """How the run answers; without knowledge there is nothing to read or quote, and the model writes.
+
+        Raises:
+            CallerError: there is no such model.
+        """
+        if not self._settled:
+            self._settled.append(await self._settle())
+        return self._settled[0][0]
+
+    async def remarks(self, run: Run) -> tuple[str, ...]:
+        """What could not be used for a run that ends now, and what was done in its place."""
+        await self.manner()
+        called = run.usage.completion_tokens > 0 and bool(self.other_tools) and not run.citations
+        try:
+            if called:
+                await self._trained("caller")
+        except Conflict as error:
+            return self._settled[0][1], f"{UNTRAINED} {error}"
+        return (self._settled[0][1],)
 
     async def reader(self) -> ChatModel:
-        """What reads the passages: the model as it was trained for that, or as it is."""
+        """What reads the passages: the model as it was trained for that, or as it is.
+
+        Raises:
+            Conflict: what it was trained to is deactivated or refused.
+        """
         return await self._trained("reader") or await self.model()
 
     async def caller(self) -> ChatModel | None:
         """What calls the tools that are no searches by itself; None where there are none, or nothing trained to."""
-        return await self._trained("caller") if self.other_tools else None
+        with suppress(Conflict):  # `remarks` tells of it
+            return await self._trained("caller") if self.other_tools else None
+        return None
 
     async def writer(self, run: Run) -> ChatModel:
         """What wrote the run's answer."""
@@ -68,8 +92,24 @@ class Deps:
         reads = not run.chosen and await self.manner() == "read"
         return await (self.reader() if reads else self.model())
 
+    async def _settle(self) -> tuple[Manner, str]:
+        """The manner; where it is not what the mode promises, why."""
+        if not self.shelves:
+            return "write", ""
+        if self.mode != "auto":
+            return self.mode, ""
+        try:
+            await self.model()
+        except ModelUnavailable as error:  # quoting needs none
+            return "quote", f"{UNREAD} {error}"
+        try:
+            return "read" if await self._trained("reader") else "quote", ""
+        except Conflict as error:
+            return "quote", f"{UNREAD} {error}"
+
     async def _trained(self, role: Role) -> ChatModel | None:
-        return await asyncio.to_thread(in_role, await self.model(), role)
+        model = await self.model()
+        return await asyncio.to_thread(in_role, model, role)
 
     async def guided(self) -> bool:
         """Whether the model has to be led to its tool calls."""

@@ -158,7 +158,7 @@ async def answer(state: State, runtime: Runtime[Deps]) -> Json:
         runtime.stream_writer(AnswerDelta(rest))
     before = messages(state.get("turns", []))
     turns, notice = bounded([*before, *remembered(run, run.text + rest, deps.shelves)])
-    run = run.noting(notice)
+    run = run.noting(notice, *await deps.remarks(run))
     final = Answer(
         text=run.text + rest,
         citations=run.citations,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from framework.engine.adapter import Adapter
 from framework.engine.sequence import Request, SamplingParams
-from framework.errors import CallerError, Conflict, ModelUnavailable, NotFound
+from framework.errors import CallerError, ModelUnavailable, NotFound
 from framework.messages import Delta, FinishReason, Message, ToolSpec, Usage
 from framework.models import engines
 from framework.models.adapters import split_name
@@ -108,13 +108,17 @@ class LocalChat:
         return self._text.context_length
 
     def in_role(self, role: Role) -> LocalChat | None:
-        """This model with the adapter for a role, in the same engine; None where there is none that may be used now."""
+        """This model with the adapter for a role, in the same engine; None where there is none.
+
+        Raises:
+            Conflict: the adapter is deactivated, or was refused by the parity gate.
+        """
         if role not in self._roles:
             return None
         name, adapter = self._roles[role]
         try:
             adapter()
-        except (NotFound, Conflict):
+        except NotFound:
             return None
         with self._role_lock:
             if role not in self._in_role and not self._closed:

@@ -168,7 +168,8 @@ def test_an_adapter_that_comes_or_goes_is_noticed(
     store.add("tools", own, base, TENANT)
     assert in_role(chat, "caller") is not None
     store.change("tools", TENANT, active=False)
-    assert in_role(chat, "caller") is None
+    with pytest.raises(Conflict, match="'tools' is deactivated"):
+        in_role(chat, "caller")
 
 
 def test_closing_a_model_closes_it_in_its_roles(chat: LocalChat) -> None:
