@@ -9,7 +9,7 @@ from __future__ import annotations
 from framework.models.folder import ModelFolder
 from framework.models.recipe import read_recipe
 from framework.training.job import Job
-from framework.training.recipes.pairs import Parts, add_lora, fit, merge_lora, pair_rows
+from framework.training.recipes.pairs import Parts, add_lora, fit, merge_lora, pair_rows, passage_columns
 
 
 def train(job: Job) -> None:
@@ -41,12 +41,13 @@ def train(job: Job) -> None:
     prompts = {"query": recipe.query_prefix, "document": recipe.document_prefix}
     model = SentenceTransformer(modules=[transformer, pooling, Normalize()], device=job.device, prompts=prompts)
     add_lora(job, transformer)
+    passages = dict.fromkeys(passage_columns(job.config.pairs.negatives), recipe.document_prefix)
     parts = Parts(
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,
         model,
         MultipleNegativesRankingLoss(model, scale=job.config.pairs.scale),
-        prompts={"query": recipe.query_prefix, "positive": recipe.document_prefix},
+        prompts={"query": recipe.query_prefix, **passages},
     )
     fit(job, parts, rows, validation)
     merge_lora(model)

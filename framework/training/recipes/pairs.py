@@ -72,12 +72,19 @@ def _with_negatives(job: Job, rows: list[PairRow], known: Sequence[PairRow]) -> 
     return mine(rows, embedder_search(load_embedder(), positives(known)), wanted)
 
 
+def passage_columns(negatives: int) -> list[str]:
+    """Names of the columns that hold passages."""
+    return ["positive", *(f"negative_{i + 1}" for i in range(negatives))]
+
+
 def columns(rows: Sequence[PairRow], negatives: int) -> Any:
     """As sentence-transformers reads them: query, positive, negative_1 and so on."""
     from datasets import Dataset
 
-    table = {"query": [row.query for row in rows], "positive": [row.positive for row in rows]}
-    table |= {f"negative_{i + 1}": [row.negatives[i] for row in rows] for i in range(negatives)}
+    table = {"query": [row.query for row in rows]}
+    table |= {
+        name: [(row.positive, *row.negatives)[i] for row in rows] for i, name in enumerate(passage_columns(negatives))
+    }
     return Dataset.from_dict(table)
 
 

@@ -185,7 +185,16 @@ def loss_of(folder: Path, rows: list[PairRow], scale: float) -> float:
     return float(np.mean(np.log(np.exp(scores).sum(axis=1)) - np.diagonal(scores)))
 
 
-def test_the_validation_loss_is_that_of_the_served_model_on_the_validation_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("prompts", [{}, {"query": "red ", "document": "fast blue "}])
+def test_the_validation_loss_is_that_of_the_served_model_on_the_validation_rows(
+    tmp_path: Path, prompts: dict[str, str]
+) -> None:
+    write_bert(
+        tmp_path / "base",
+        files={"config_sentence_transformers.json": {"prompts": prompts}},
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     kept = [replace(row, document=f"kept {row.document}") for row in pairs(4)]
     work = job(tmp_path, rows=pairs(3), validation=kept)
     embedding.train(work)
