@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from framework.messages import Message, ToolCall, ToolSpec
+from framework.training.tool_schemas import misfit, part_of
 
 WORD = re.compile(r"[\w'’.@:/-]*\w")
 DATE = re.compile(r"\d{4}-\d\d-\d\d")
@@ -53,7 +54,7 @@ def _wrong_argument(call: ToolCall, tools: Sequence[ToolSpec], request: str, dic
     right = json.loads(call.arguments)
     names = list(right)
     for name in dice.sample(names, len(names)):
-        inner = schema.get("properties", {}).get(name, {})
+        inner = part_of(schema, "properties", name)
         for value in _others(right[name], inner, request, right, dice):
             changed = {**right, name: value}
             if changed != right and _fits(changed, schema):
@@ -90,11 +91,11 @@ def _others(
     elif isinstance(value, list) and value:
         if len(value) > 1:
             yield value[:-1]
-        inner = schema.get("items", {})
+        inner = part_of(schema, "items")
         yield from ([other, *value[1:]] for other in _others(value[0], inner, request, right, dice))
     elif isinstance(value, dict):
         for name, item in value.items():
-            inner = schema.get("properties", {}).get(name, {})
+            inner = part_of(schema, "properties", name)
             yield from ({**value, name: other} for other in _others(item, inner, request, right, dice))
 
 
@@ -114,10 +115,10 @@ def _other_texts(value: str, request: str, right: Mapping[str, Any], dice: rando
 def _filled(tool: ToolSpec, request: str, known: Mapping[str, Any], dice: random.Random) -> ToolCall | None:
     """A call with what is required, filled with what was said."""
     schema = tool.parameters
-    required = [name for name in schema.get("properties", {}) if name in schema.get("required", ())]
+    required = [name for name in part_of(schema, "properties") if name in schema.get("required", ())]
     made = {}
     for name in required:
-        inner = schema["properties"][name]
+        inner = part_of(schema, "properties", name)
         fitting = [value for value in known.values() if _fits(value, inner)]
         made[name] = dice.choice(fitting) if fitting else _any(inner, request, dice)
     return _call("call_0", tool.name, made) if _fits(made, schema) else None
@@ -129,10 +130,10 @@ def _any(schema: Mapping[str, Any], request: str, dice: random.Random) -> Any:
         return dice.choice(schema["enum"])
     kind = schema.get("type")
     if kind == "array":
-        return [_any(schema.get("items", {}), request, dice)]
+        return [_any(part_of(schema, "items"), request, dice)]
     if kind == "object":
-        inner = schema.get("properties", {})
-        return {name: _any(inner[name], request, dice) for name in inner if name in schema.get("required", ())}
+        inner = part_of(schema, "properties")
+        return {name: _any(part_of(inner, name), request, dice) for name in inner if name in schema.get("required", ())}
     numbers = [int(text) for text in re.findall(r"\b\d{1,9}\b", request)]
     if kind in ("integer", "number"):
         return dice.choice(numbers) if numbers else max(1, int(schema.get("minimum", 1)))
@@ -142,6 +143,4 @@ def _any(schema: Mapping[str, Any], request: str, dice: random.Random) -> Any:
 
 
 def _fits(value: Any, schema: Mapping[str, Any]) -> bool:
-    from jsonschema import Draft202012Validator
-
-    return bool(Draft202012Validator(schema).is_valid(value))
+    return not misfit(value, schema)

@@ -151,7 +151,8 @@ def read_models(path: Path, kind: type[M]) -> list[M]:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
-            raise CallerError(f"{where}: {place + ': ' if place else ''}{first['msg']}") from error
+            said = first["msg"].removeprefix("Value error, ")
+            raise CallerError(f"{where}: {place + ': ' if place else ''}{said}") from error
     return found
 
 

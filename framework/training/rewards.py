@@ -26,6 +26,7 @@ from framework.training.asked import declined
 from framework.training.reward_model import RewardModel
 from framework.training.row_parts import words
 from framework.training.rows import ChatRow
+from framework.training.tool_schemas import misfit
 
 Reward: TypeAlias = Callable[[ChatRow, Message], float | None]
 FIELD: Final = "preference.rewards"
@@ -82,12 +83,10 @@ def _stands_in(text: str, passage: str) -> bool:
 
 def _alike(expected: ToolCall, made: ToolCall, schemas: Mapping[str, Mapping[str, Any]]) -> float:
     """0 for another tool, 0.25 for arguments that are none, from 0.5 to 1 by how many of them are right."""
-    from jsonschema import Draft202012Validator
-
     if made.name != expected.name:
         return 0.0
     right, given = json.loads(expected.arguments), _json(made.arguments)
-    if not isinstance(given, dict) or not Draft202012Validator(schemas[made.name]).is_valid(given):
+    if not isinstance(given, dict) or misfit(given, schemas[made.name]):
         return 0.25
     names = right.keys() | given.keys()
     same = sum(name in right and name in given and right[name] == given[name] for name in names)

@@ -11,6 +11,7 @@ from framework.documents import is_text
 from framework.errors import CallerError
 from framework.messages import ROLES, Message, ToolCall, ToolSpec, assistant, system, user
 from framework.training.rows import ChatRow, Kind, PairRow, PreferenceRow, Provenance, Row
+from framework.training.tool_schemas import schema_fault
 
 
 def parse_row(value: Mapping[str, Any], kind: Kind, where: str) -> Row:
@@ -154,6 +155,8 @@ def _tools(value: Mapping[str, Any], where: str) -> tuple[ToolSpec, ...]:
         parameters = function.get("parameters", {"type": "object", "properties": {}})
         if not isinstance(parameters, dict):
             raise _wrong(where, f"{place}.parameters", f"must be a JSON schema, got {parameters!r:.80}")
+        if fault := schema_fault(parameters):
+            raise _wrong(where, f"{place}.parameters", f"can't be used: {fault.rstrip('.')}")
         description = function.get("description") or ""
         if not isinstance(description, str):
             raise _wrong(where, f"{place}.description", f"must be text, got {description!r:.80}")

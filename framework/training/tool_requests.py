@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from framework.messages import Message, ToolCall, ToolSpec, assistant, system, user
 from framework.prompts.tool_formats import NO_TOOL
 from framework.training.datasets import ChatRow, Provenance, read_models
+from framework.training.tool_schemas import misfit, part_of, schema_fault
 
 Text = Annotated[str, Field(min_length=1)]
 STRICT = ConfigDict(frozen=True, extra="forbid")
@@ -88,14 +89,15 @@ class Toolbox(BaseModel):
 
     @model_validator(mode="after")
     def _calls_fit(self) -> Toolbox:
-        from jsonschema import Draft202012Validator
-
-        checks = {tool.name: Draft202012Validator(tool.parameters) for tool in self.tools}
+        for tool in self.tools:
+            if fault := schema_fault(tool.parameters):
+                raise ValueError(f"{tool.name}: {fault}")
+        schemas = {tool.name: tool.parameters for tool in self.tools}
         for call in (*(c for r in self.requests for c in r.calls), *(s for t in self.traces for s in t.steps)):
-            if call.name not in checks:
+            if call.name not in schemas:
                 raise ValueError(f"there is no tool {call.name!r}")
-            for fault in checks[call.name].iter_errors(call.arguments):
-                raise ValueError(f"{call.name}: {fault.message}")
+            if fault := misfit(call.arguments, schemas[call.name]):
+                raise ValueError(f"{call.name}: {fault}")
         return self
 
 
@@ -171,12 +173,11 @@ def _call(call: Call, number: int, box: Toolbox) -> ToolCall:
 
 def _ordered(value: Any, schema: Mapping[str, Any]) -> Any:
     if isinstance(value, dict):
-        known = schema.get("properties", {})
+        known = part_of(schema, "properties")
         names = [*(name for name in known if name in value), *(name for name in value if name not in known)]
-        return {name: _ordered(value[name], known.get(name, {})) for name in names}
+        return {name: _ordered(value[name], part_of(known, name)) for name in names}
     if isinstance(value, list):
-        items = schema.get("items", {})
-        return [_ordered(item, items if isinstance(items, Mapping) else {}) for item in value]
+        return [_ordered(item, part_of(schema, "items")) for item in value]
     return value
 
 
