@@ -76,7 +76,8 @@ class ReaderTarget:
         self.documents = documents
         self.config = config
         self.reading = reading
-        self.about = {**about, **asdict(config), "reading": asdict(reading), "model": model.name}
+        more = {"reading": asdict(reading), "embedder_id": embedder.info.id, "model": model.name}
+        self.about = {**about, **asdict(config), **more}
 
     async def answer(self, sample: Sample) -> Output:
         from agents.reading import in_a_sentence, parts, read
@@ -123,7 +124,7 @@ class CallsTarget:
 async def open_reader(
     dataset: Dataset, settings: Settings, config: ReaderConfig, about: Mapping[str, Any]
 ) -> AsyncIterator[ReaderTarget]:
-    """A reader with the dataset's passages; `about` tells its adapter from others.
+    """A reader with the dataset's passages; `about` tells its model from others.
 
     Raises: ConfigError: the dataset has no passages, or a folder of them.
     """
@@ -142,7 +143,7 @@ async def open_reader(
 
 @asynccontextmanager
 async def open_caller(settings: Settings, config: CallsConfig, about: Mapping[str, Any]) -> AsyncIterator[CallsTarget]:
-    """A caller; `about` tells its adapter from others."""
+    """A caller; `about` tells its model from others."""
     async with _model(config.model, "caller" if config.trained else None, settings) as model:
         yield CallsTarget(model, config, about)
 

@@ -173,6 +173,7 @@ def _sum_up(task: Task, log: RunLog, dataset: Dataset, reused: int, seconds: flo
 def _fingerprint(task: Task, dataset: Dataset, target: Target) -> str:
     """Of what decides outputs and scores: not of thresholds, descriptions, concurrency, or where the data lies."""
     about = {
+        "lectern": _versions().get("lectern", ""),
         "data": dataset.hash,
         "dataset": {key: value for key, value in asdict(task.dataset).items() if key not in ("path", "passages")},
         "target": dict(target.about),

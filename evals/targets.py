@@ -15,11 +15,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 from evals.dataset import Dataset
+from evals.identity import adapter_base, chat_identity, reranker_identity
 from evals.sample import Cited, Output, Sample
 from evals.task import Task
 from framework.config import Settings
 from framework.documents import content_hash
-from framework.errors import CallerError, ConfigError, Conflict, NotFound
+from framework.errors import CallerError, ConfigError, Conflict, ModelUnavailable, NotFound
 from framework.retrieval.config import MAX_K
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class PythonTarget:
 
         Raises:
             ConfigError: no such file or function, or the file can't be imported.
+            Conflict: the model is an adapter that can't be used.
         """
         file, colon, name = config.function.rpartition(":")
         path = base / file
@@ -86,10 +88,14 @@ class PythonTarget:
         if not callable(function):
             raise ConfigError(f"{path} has no function {name!r}.", field="target.function")
         source = content_hash(path.read_text(encoding="utf-8"))
-        about = {"kind": "python", "function": name, "source": source}
+        about: dict[str, Any] = {"kind": "python", "function": name, "source": source}
         if not config.model:
             return cls(function, about)
-        return cls(function, {**about, "model": config.model, **adapter_of(config.model, settings)}, config.model)
+        about["model"] = config.model
+        for part in (chat_identity, adapter_of):
+            with suppress(NotFound, ModelUnavailable):  # it may mean anything by the name
+                about |= part(config.model, settings)
+        return cls(function, about, config.model)
 
     async def answer(self, sample: Sample) -> Output:
         if inspect.iscoroutinefunction(self.function):
@@ -205,26 +211,34 @@ def adapter_of(model: str, settings: Settings) -> dict[str, str]:
     """The content that an adapter's name has now, so that a run with other content is another run.
 
     Of a model without one: the contents of the adapters that take a role for it.
+
+    Raises:
+        NotFound: a model that could have adapters has none of this name.
+        Conflict: it can't be used.
     """
     from framework.models.adapters import AdapterStore, split_name
     from framework.models.presets import preset_for
 
     base, name = split_name(model)
-    known = preset_for(base)
-    wanted = {"adapter": name} if name else dict(known[1].roles) if known else {}
-    found: dict[str, str] = {}
-    for key, adapter in wanted.items():
+    id = adapter_base(base, settings)
+    if id is None:
+        return {}
+    store, tenant = AdapterStore.open(settings), settings.core.tenant
+    if name:
+        return {"adapter": store.get(name, tenant, id).digest}
+    known, found = preset_for(id), {}
+    for role, adapter in known[1].roles.items() if known else ():
         with suppress(NotFound, Conflict):
-            id = known[0] if known else base
-            found[key] = AdapterStore.open(settings).get(adapter, settings.core.tenant, id).digest
+            found[str(role)] = store.get(adapter, tenant, id).digest
     return found
 
 
-def chat_name(model: str, settings: Settings) -> str:
-    """The name, or the configured model's."""
+def _chat_about(model: str | None, settings: Settings) -> dict[str, Any]:
+    """All that tells the answers of this name, or of the configured model, from those of another time."""
     from framework.models.config import ModelsConfig
 
-    return model or settings.section("models", ModelsConfig).chat
+    name = model or settings.section("models", ModelsConfig).chat
+    return {**chat_identity(name, settings), **adapter_of(name, settings)}
 
 
 def section(values: Mapping[str, Any], kind: type[C], task: Task, settings: Settings) -> C:
@@ -268,12 +282,15 @@ async def _open_retriever(
     task: Task, dataset: Dataset, settings: Settings, progress: Progress
 ) -> AsyncIterator[Target]:
     from evals.knowledge import open_knowledge
+    from framework.models.config import ModelsConfig
     from framework.retrieval.config import SearchConfig
 
     collection, config = overlaid(task, settings, "search", SearchConfig)
     depth = max((metric.k or DEFAULT_DEPTH for metric in task.metrics if metric.kind.cutoff != "none"), default=1)
+    models = settings.section("models", ModelsConfig)
     async with open_knowledge(collection, dataset, settings, progress) as knowledge:
-        yield RetrieverTarget(knowledge.retriever(config), knowledge.about, depth)
+        about = {**knowledge.about, **(await asyncio.to_thread(reranker_identity, models) if config.rerank else {})}
+        yield RetrieverTarget(knowledge.retriever(config), about, depth)
 
 
 @asynccontextmanager
@@ -292,7 +309,8 @@ async def _open_agent(task: Task, dataset: Dataset, settings: Settings, progress
             "agent": asdict(config),
             "search": asdict(search),
             "chat": config.model or models.chat,
-            **adapter_of(config.model or models.chat, settings),
+            **(await asyncio.to_thread(reranker_identity, models) if search.rerank else {}),
+            **await asyncio.to_thread(_chat_about, config.model, settings),
         }
         async with Agent.from_config(config, settings, knowledge=[knowledge.retriever(search)]) as agent:
             yield AgentTarget(agent, about)
@@ -303,9 +321,8 @@ async def _open_reader(task: Task, dataset: Dataset, settings: Settings, progres
     from evals.model_targets import ReaderConfig, open_reader
 
     config = section(task.target, ReaderConfig, task, settings)
-    async with open_reader(
-        dataset, settings, config, adapter_of(chat_name(config.model, settings), settings)
-    ) as target:
+    about = await asyncio.to_thread(_chat_about, config.model, settings)
+    async with open_reader(dataset, settings, config, about) as target:
         yield target
 
 
@@ -314,7 +331,8 @@ async def _open_calls(task: Task, dataset: Dataset, settings: Settings, progress
     from evals.model_targets import CallsConfig, open_caller
 
     config = section(task.target, CallsConfig, task, settings)
-    async with open_caller(settings, config, adapter_of(chat_name(config.model, settings), settings)) as target:
+    about = await asyncio.to_thread(_chat_about, config.model, settings)
+    async with open_caller(settings, config, about) as target:
         yield target
 
 

@@ -137,6 +137,14 @@ async def test_changed_code_or_data_starts_another_run(make_task: MakeTask, sett
     assert len({first.folder, second.folder, third.folder}) == 3
 
 
+async def test_another_version_starts_another_run(
+    make_task: MakeTask, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await run(make_task(), settings)
+    monkeypatch.setattr("evals.runner.version", lambda package: "99")
+    assert (await run(make_task(), settings)).folder != first.folder
+
+
 async def test_a_limit_takes_the_first_samples(make_task: MakeTask, settings: Settings) -> None:
     done = await run(make_task(), settings, limit=2)
     assert done.samples == 2

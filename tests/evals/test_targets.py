@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+import shutil
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,22 @@ from typing import Any
 import pytest
 
 from agents.events import Answer, RunFinished, RunStarted, ToolReturned
+from evals.dataset import load_dataset
 from evals.run_log import read_run
 from evals.runner import Run, run_task
 from evals.sample import Sample
-from evals.targets import AgentTarget, RetrieverTarget, without_markers
+from evals.targets import AgentTarget, RetrieverTarget, open_target, without_markers
 from evals.task import load_tasks
 from framework.config import Settings
 from framework.documents import Chunk, Citation, Hit
 from framework.errors import ConfigError, NotFound, OperatorError
 from framework.messages import ToolCall, Usage
 from framework.models.base import Embedder
+from framework.models.catalog import Catalog
 from framework.retrieval.config import MAX_K, SearchConfig
 from framework.retrieval.retriever import SearchResult
+from framework.testing.fakes import HashEmbedder
+from framework.testing.tiny_chat import write_tiny_chat
 from indexers.library import Library
 from tools.base import ToolResult
 
@@ -261,3 +266,68 @@ async def test_an_agent_is_asked_over_the_passages(places: Path, settings: Setti
 async def test_an_unknown_key_of_an_agent_is_named(places: Path, settings: Settings) -> None:
     with pytest.raises(ConfigError, match=r"target\.budget\.step\b"):
         await run(places, settings, "target.kind=agent", "target.budget.step=5")
+
+
+async def about(path: Path, settings: Settings, *overrides: str) -> Mapping[str, Any]:
+    (task,) = load_tasks(str(path), overrides)
+    async with open_target(task, load_dataset(task.dataset), task.settings(settings), lambda *_: None) as target:
+        return dict(target.about)
+
+
+REMOTE = (
+    "models.chat=remote",
+    "models.endpoints.remote.base_url=http://127.0.0.1:1/v1",
+    "models.endpoints.remote.model=small",
+)
+
+
+@pytest.mark.parametrize("kind", ["agent", "reader"])
+@pytest.mark.parametrize(
+    ("before", "change"),
+    [
+        ((), "models.engine.dtype=float32"),
+        ((), "models.engine.prefix_cache=false"),
+        (REMOTE, "models.endpoints.remote.model=large"),
+        (REMOTE, "models.endpoints.remote.base_url=http://127.0.0.1:2/v1"),
+    ],
+)
+async def test_another_engine_or_server_is_another_run(
+    places: Path, settings: Settings, kind: str, before: tuple[str, ...], change: str
+) -> None:
+    first = await about(places, settings, f"target.kind={kind}", *before)
+    assert first == await about(places, settings, f"target.kind={kind}", *before)
+    assert first != await about(places, settings, f"target.kind={kind}", *before, change)
+
+
+async def test_changed_files_of_a_local_model_are_another_run(places: Path, settings: Settings, tmp_path: Path) -> None:
+    model = write_tiny_chat(tmp_path / "model")
+    local = ("target.kind=agent", f"models.chat={model}")
+    first = await about(places, settings, *local)
+    write_tiny_chat(model, seed=1)
+    assert await about(places, settings, *local) != first
+
+
+@pytest.mark.parametrize("on", [("target.rerank=true",), ("target.kind=agent", "search.rerank=true")])
+async def test_another_reranker_or_other_files_of_it_are_another_run(
+    places: Path, settings: Settings, tmp_path: Path, on: tuple[str, ...]
+) -> None:
+    copy = tmp_path / "reranker"
+    shutil.copytree(Path(Catalog().card("minilm-reranker").source), copy)
+    first = await about(places, settings, *on)
+    other = await about(places, settings, *on, f"models.reranker={copy}")
+    assert other["reranker"] != first["reranker"]
+    assert other["reranker_files"] == first["reranker_files"]
+    with (copy / "reranker.json").open("a") as file:
+        file.write("\n")
+    changed = await about(places, settings, *on, f"models.reranker={copy}")
+    assert changed["reranker_files"] != other["reranker_files"]
+    off = [change.replace("true", "false") for change in on]
+    assert "reranker" not in await about(places, settings, *off)
+
+
+async def test_another_embedder_of_a_reader_is_another_run(
+    places: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await about(places, settings, "target.kind=reader")
+    monkeypatch.setattr("framework.models.embedders.load_embedder", lambda name=None, config=None: HashEmbedder())
+    assert await about(places, settings, "target.kind=reader") != first
