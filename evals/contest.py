@@ -69,12 +69,16 @@ class Contest:
 
     Attributes:
         suite, data: digests of the task without the model, and of the questions.
+        runs: folders of the runs, of "champion" where there is one, and of "challenger".
+        limit: only so many questions were asked; None: all.
         promote: the challenger won.
         reason: why, or why not.
     """
 
     suite: str
     data: str
+    runs: Mapping[str, str]
+    limit: int | None
     compared: tuple[Compared, ...]
     promote: bool
     reason: str
@@ -121,6 +125,8 @@ async def hold(
     return Contest(
         suite_digest(task),
         str(read_run(after.folder)["data"]["hash"]),
+        {**({"champion": str(before.folder)} if before else {}), "challenger": str(after.folder)},
+        limit,
         compared,
         not reason,
         reason or _in_favour(compared),

@@ -13,6 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from evals.contest import Contest, Rule, counted, hold
+from evals.identity import adapter_base
 from evals.targets import Progress
 from evals.task import Task
 from evals.trail import Entry, Trail
@@ -59,14 +60,14 @@ async def promote(
     counted(task)
     by = by or user_name()
     store, trail, tenant = AdapterStore.open(settings), Trail(settings.home), settings.core.tenant
-    new = _adapter(store, challenger, tenant)
+    new = _adapter(store, challenger, settings)
     if new is None:
         return await _judge(name, challenger, task, settings, rule or Rule(), trail, by, limit, fresh, progress)
     plain = split_name(name)[1] or name
     check_name(plain)
     with trail.alone(tenant, plain):
         settle(plain, settings)
-        old = _champion(store, name, new, tenant)
+        old = _champion(store, name, new, settings)
         contest = await hold(
             task, old.model if old else None, new.model, settings, rule or Rule(), limit=limit, fresh=fresh,
             progress=progress,
@@ -116,7 +117,7 @@ def rollback(name: str, settings: Settings, *, by: str = "", reason: str = "") -
 
 
 def history(name: str, settings: Settings) -> list[Entry]:
-    """What became of a name, oldest first; an end that a killed process owes is written before."""
+    """What became of an adapter or a model, oldest first; an end that a killed process owes is written before."""
     trail, tenant = Trail(settings.home), settings.core.tenant
     plain = split_name(name)[1] or name
     try:
@@ -124,7 +125,7 @@ def history(name: str, settings: Settings) -> list[Entry]:
             settle(plain, settings)
     except Conflict:  # somebody is at it: what is open is not finished yet
         pass
-    return trail.entries(tenant, plain)
+    return [entry for entry in trail.entries(tenant) if entry.facts.get("name") in (name, plain)]
 
 
 def settle(name: str, settings: Settings) -> None:
@@ -154,49 +155,42 @@ def user_name() -> str:
         return "unknown"
 
 
-def _adapter(store: AdapterStore, model: str, tenant: str) -> NamedAdapter | None:
+def _adapter(store: AdapterStore, model: str, settings: Settings) -> NamedAdapter | None:
     """The live adapter that a name or BASE:NAME means; None: a model of another kind.
 
     Raises:
         NotFound: BASE:NAME names no adapter.
-        Conflict: it is not live.
+        Conflict: it is not live, or ships with Lectern.
     """
     base, name = split_name(model)
+    id = adapter_base(base, settings) if name else None
     try:
-        found = store.show(name or model, tenant)
+        found = store.show(name or model, settings.core.tenant, id)
     except NotFound:
-        if name and _is_base(store, base, tenant):
+        if id is not None:
             raise
         return None
-    if name and base != found.base:
+    if name and id != found.base:
         raise NotFound(f"There is no adapter {name!r} for {base}.", hint="`lectern adapters list` shows them.")
     found.require_live()
+    if found.origin == "shipped":
+        raise Conflict(
+            f"The adapter {found.name!r} ships with Lectern, so it can't take another name.", field="challenger"
+        )
     return found
 
 
-def _is_base(store: AdapterStore, base: str, tenant: str) -> bool:
-    from framework.models.catalog import Catalog
-    from framework.models.chat import PROVIDERS
-
-    if base in PROVIDERS:
-        return False
-    try:
-        return Catalog().card(base).kind == "chat"
-    except LecternError:
-        return any(adapter.base == base for adapter in store.list(tenant))
-
-
-def _champion(store: AdapterStore, name: str, new: NamedAdapter, tenant: str) -> NamedAdapter | None:
+def _champion(store: AdapterStore, name: str, new: NamedAdapter, settings: Settings) -> NamedAdapter | None:
     """Who holds the name now; None: nobody.
 
     Raises:
         Conflict: it can't be used, is for another base, or is what contests it.
     """
     base, plain = split_name(name)
-    if plain and base != new.base:
+    if plain and adapter_base(base, settings) != new.base:
         raise Conflict(f"{name!r} is for {base}, the challenger {new.name!r} for {new.base}.", field="name")
     try:
-        old = store.show(plain or name, tenant, new.base)
+        old = store.show(plain or name, settings.core.tenant, new.base)
     except NotFound:
         return None
     if old.digest == new.digest:
@@ -217,7 +211,7 @@ async def _judge(
 
     if champion == challenger:
         raise CallerError("A model can't contest itself.", field="challenger")
-    if task.target.get("kind") == "agent":
+    if task.target.get("kind") != "python":
         for model in (challenger, champion):
             check_chat(model, settings.section("models", ModelsConfig), settings=settings)
     contest = await hold(task, champion, challenger, settings, rule, limit=limit, fresh=fresh, progress=progress)
@@ -243,6 +237,8 @@ def _facts(action: str, name: str, tenant: str, by: str, task: Task, contest: Co
         "by": by,
         "suite": {"name": task.name, "digest": contest.suite},
         "data": contest.data,
+        "runs": contest.runs,
+        "limit": contest.limit,
         "rule": asdict(rule),
         "scores": [asdict(one) for one in contest.compared],
         "decision": "promote" if contest.promote else "refuse",

@@ -13,7 +13,10 @@ from click.testing import CliRunner, Result
 
 from evals import promotion
 from evals.contest import Rule
+from evals.identity import adapter_base
 from evals.promotion import Promotion, history, promote, rollback
+from evals.run_log import read_run
+from evals.targets import adapter_of
 from evals.task import Task, load_tasks
 from evals.trail import Trail
 from framework.config import Settings
@@ -154,6 +157,16 @@ async def test_a_better_challenger_gets_the_name_and_the_trail_tells_all(world: 
     assert (score["champion"]["mean"], score["challenger"]["mean"]) == (0.25, 0.75)
     assert 0 < score["difference"]["low"] < 0.5 < score["difference"]["high"]
     assert entry.facts["rule"]["margin"] == 0.02
+    assert entry.facts["limit"] is None
+    runs = {side: read_run(Path(folder))["target"]["adapter"] for side, folder in entry.facts["runs"].items()}
+    assert runs == {"champion": old.digest, "challenger": new.digest}
+
+
+async def test_the_trail_tells_that_only_some_questions_were_asked(world: World) -> None:
+    world.add("new", 2, right=30)
+    await world.promote(limit=25)
+    (entry,) = history("answers", world.settings)
+    assert (entry.facts["limit"], list(entry.facts["runs"])) == (25, ["challenger"])
 
 
 async def test_a_planted_worse_challenger_is_refused_with_the_reason(world: World) -> None:
@@ -261,6 +274,7 @@ async def test_what_can_t_be_promoted_is_told_before_anything_is_run(world: Worl
     with pytest.raises(Conflict, match="int8: wrong"):
         await world.promote("answers", "off")
     assert world.outcomes() == []
+    assert (world.folder / "during.py").exists(), "a question was asked"
 
 
 async def test_another_tenant_s_challenger_and_a_missing_one_look_the_same(world: World, tmp_path: Path) -> None:
@@ -274,6 +288,29 @@ async def test_another_tenant_s_challenger_and_a_missing_one_look_the_same(world
             await world.promote("answers", f"{base.path}:{name}")
         said.append(str(caught.value).replace(name, "NAME"))
     assert said[0] == said[1]
+
+
+async def test_a_base_may_be_spelled_otherwise(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_tiny_chat(tmp_path / "real")
+    monkeypatch.chdir(tmp_path)
+    base, digests = Catalog().resolve(str(tmp_path / "real")), {}
+    for name, seed, right in (("answers", 1, 10), ("new", 2, 30)):
+        folder = write_lora(tmp_path / name, REAL_LINEARS, seed=seed)
+        digests[name] = identify(folder).digest
+        world.rate(digests[name], right=right)
+        world.store.add(name, folder, base, "default", checked=Checked(digests[name], passed=True))
+    assert (await world.promote("./real:answers", "./real:new")).switched
+    assert world.content() == digests["new"]
+    assert adapter_of("./real:new", world.settings) == {"adapter": digests["new"]}
+    with pytest.raises(NotFound):
+        adapter_of("./real:nosuch", world.settings)
+
+
+def test_a_preset_and_its_hugging_face_id_are_one_base(settings: Settings) -> None:
+    for base in ("smollm2-135m-instruct", "SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct"):
+        assert adapter_base(base, settings) == "smollm2-135m-instruct"
+    for base in ("scripted", "nosuch", "all-minilm-l6-v2"):
+        assert adapter_base(base, settings) is None
 
 
 async def test_a_tenant_s_history_and_names_are_its_own(world: World) -> None:
@@ -495,6 +532,10 @@ async def test_models_that_are_no_adapters_are_judged_and_nothing_is_switched(wo
     done = await world.promote("small", "large")
     assert (done.contest.promote, done.switched) == (True, False)
     assert world.outcomes("small") == ["judged"]
+    world.rate("qwen3:0.6b", right=30)
+    await world.promote("small", "qwen3:0.6b")
+    await world.promote("qwen3:0.6b", "large")
+    assert world.outcomes("qwen3:0.6b") == ["judged"]
     with pytest.raises(CallerError, match="can't contest itself"):
         await world.promote("small", "small")
 
