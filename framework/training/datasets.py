@@ -6,9 +6,10 @@ import gzip
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from io import BufferedIOBase
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -90,13 +91,14 @@ def detect_kind(path: Path) -> Kind:
 def write_rows(path: Path | str, rows: Iterable[Row]) -> int:
     """Write rows, packed where the name ends in .gz, and their card beside them; the number of rows.
 
-    Either the whole file takes the old one's place or nothing changes. Equal rows give equal bytes.
+    Either both are written to the last byte and take the old ones' places, or nothing changes. Equal rows give equal
+    bytes.
 
     Raises:
         CallerError: there are no rows, or rows of two kinds.
         OperatorError: the file can't be written.
     """
-    from framework.training.cards import make_card, write_card
+    from framework.training.cards import card_path, make_card, render
 
     path, kept = Path(path), list(rows)
     if not kept:
@@ -104,10 +106,14 @@ def write_rows(path: Path | str, rows: Iterable[Row]) -> int:
     if len({kind_of(row) for row in kept}) > 1:
         raise CallerError(f"{path} would hold rows of several kinds.", hint="Write a file for each kind.")
     try:
-        with _replacing(path) as stream:
-            for row in kept:
-                stream.write(json.dumps(row.to_json(), ensure_ascii=False).encode("utf-8") + b"\n")
-        write_card(path, make_card(path, kept))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _draft(path) as rows_draft, _draft(card_path(path)) as card_draft:
+            lines = (json.dumps(row.to_json(), ensure_ascii=False).encode("utf-8") + b"\n" for row in kept)
+            _write(rows_draft, lines, packed=path.suffix == ".gz")
+            card = replace(make_card(rows_draft, kept), file=path.name)
+            _write(card_draft, [render(card).encode("utf-8")])
+            rows_draft.replace(path)
+            card_draft.replace(card_path(path))
     except OSError as error:
         raise OperatorError(f"{path} can't be written: {error.strerror or error}.") from error
     return len(kept)
@@ -134,7 +140,7 @@ def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise CallerError(f"There is no file {path}.") from None
     except UnicodeDecodeError as error:
         raise CallerError(f"{path}: a line is not UTF-8: {error}.") from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise CallerError(f"{path} can't be read: {error}.") from error
 
 
@@ -171,21 +177,24 @@ def _no_constant(name: str) -> None:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[BufferedIOBase]:
-    """A stream whose bytes take the file's place when all of them are written and synced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _draft(path: Path) -> Iterator[Path]:
+    """An empty file beside another one, gone afterwards unless it took that one's place."""
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
     draft = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            if path.suffix == ".gz":
-                with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as stream:
-                    yield stream
-            else:
-                yield file
-            file.flush()
-            os.fsync(file.fileno())
         draft.chmod(0o644)
-        draft.replace(path)
+        yield draft
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _write(path: Path, lines: Iterable[bytes], packed: bool = False) -> None:
+    with path.open("wb") as file:
+        if packed:
+            with gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as stream:
+                stream.writelines(lines)
+        else:
+            file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())

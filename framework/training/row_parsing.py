@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from framework.documents import is_text
+from framework.documents import content_hash, is_text
 from framework.errors import CallerError
 from framework.messages import ROLES, Message, ToolCall, ToolSpec, assistant, system, user
 from framework.training.rows import ChatRow, Kind, PairRow, PreferenceRow, Provenance, Row
@@ -41,7 +41,9 @@ def _short(value: Mapping[str, Any], where: str) -> ChatRow:
     turns = (user(_text(value, "question", where)), assistant(_text(value, "answer", where)))
     head = (system(_text(value, "system", where)),) if "system" in value else ()
     name = Path(where).name
-    document = _text(value, "document", where) if "document" in value else name
+    # Files in two folders may have one name, and a moved folder must not move rows to another side of a split.
+    own = f"{name} {content_hash(*(message.content for message in (*head, *turns)))[:8]}"
+    document = _text(value, "document", where) if "document" in value else own
     known = _provenance(value, where) if "provenance" in value else Provenance(name.rpartition(":")[0])
     return ChatRow((*head, *turns), document, known)
 
@@ -122,8 +124,9 @@ def _message(item: Any, where: str, place: str, tools: Sequence[ToolSpec]) -> Me
         raise _wrong(where, f"{place}.content", f"must be text, got {content!r:.80}")
     if not content.strip() and not parsed and role != "tool":
         raise _wrong(where, f"{place}.content", "is empty")
-    name = _checked(item["name"], where, f"{place}.name") if item.get("name") is not None else None
-    return Message(role, content, parsed, item.get("tool_call_id"), name)
+    name = _optional(item.get("name"), where, f"{place}.name")
+    answered = _optional(item.get("tool_call_id") or None, where, f"{place}.tool_call_id")
+    return Message(role, content, parsed, answered, name)
 
 
 def _call(item: Any, where: str, place: str, tools: Sequence[ToolSpec]) -> ToolCall:
@@ -200,6 +203,10 @@ def _list(value: Any, where: str, key: str) -> list[Any]:
 
 def _text(value: Mapping[str, Any], key: str, where: str) -> str:
     return _checked(value.get(key), where, key)
+
+
+def _optional(value: Any, where: str, key: str) -> str | None:
+    return None if value is None else _checked(value, where, key)
 
 
 def _checked(value: Any, where: str, key: str) -> str:

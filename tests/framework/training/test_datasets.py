@@ -5,6 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import resource
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framework.errors import CallerError
+from framework.errors import CallerError, OperatorError
 from framework.messages import Message, ToolCall, ToolSpec, assistant, system, user
 from framework.training.cards import card_path, read_card
 from framework.training.datasets import (
@@ -111,14 +115,48 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.card.md", "rows.jsonl"]
 
 
+def test_a_full_disk_leaves_the_old_rows_with_their_card(tmp_path: Path) -> None:
+    """The limit on a file's size stands for the disk's: a row's source is long, and the card says it several times."""
+    path = tmp_path / "rows.jsonl"
+    write_rows(path, [PAIR])
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    long = PairRow("q", "p", "d", Provenance("x" * 3000, "MIT"))
+    with file_limit(4000), pytest.raises(OperatorError, match="can't be written"):
+        write_rows(path, [long])
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@contextmanager
+def file_limit(size: int) -> Iterator[None]:
+    """No file may grow beyond that many bytes."""
+    limits, action = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, action)
+
+
 def test_a_question_and_its_answer_are_a_row(tmp_path: Path) -> None:
     path = written(
         tmp_path, {"question": "Who?", "answer": "We."}, {"question": "Why?", "answer": "So.", "document": "b"}
     )
     first, second = read_rows(path, "chat")
     assert first.messages == (user("Who?"), assistant("We."))
-    assert (first.document, first.provenance.licence) == ("rows.jsonl:1", "NOASSERTION")
+    assert first.document.startswith("rows.jsonl:1 ")
+    assert (first.provenance.licence, first.provenance.source) == ("NOASSERTION", "rows.jsonl")
     assert second.document == "b"
+
+
+def test_short_rows_of_two_files_with_one_name_are_two_documents_wherever_the_folder_is(tmp_path: Path) -> None:
+    documents = {}
+    for folder, question in (("here/x", "Who?"), ("here/y", "Why?"), ("there/x", "Who?")):
+        (tmp_path / folder).mkdir(parents=True)
+        (row,) = read_rows(written(tmp_path / folder, {"question": question, "answer": "We."}), "chat")
+        documents[folder] = row.document
+    assert documents["here/x"] != documents["here/y"]
+    assert documents["here/x"] == documents["there/x"]
 
 
 def calling(**function: Any) -> list[dict[str, Any]]:
@@ -141,6 +179,10 @@ WRONG = [
     (chat(messages=calling(arguments="[]"), tools=TOOLS), "arguments must be a JSON object"),
     (chat(messages=[*calling(), ANSWER], tools=TOOLS), "before the call 'c1' is answered"),
     (chat(messages=[USER, {"role": "tool", "content": "x", "tool_call_id": "c9"}, ANSWER]), "answers no open call"),
+    (
+        chat(messages=[USER, {"role": "tool", "content": "x", "tool_call_id": ["a"]}, ANSWER]),
+        r"messages\[1\]\.tool_call_id must be a text",
+    ),
     (chat(tools=[{"name": "x"}]), r"tools\[0\] must be"),
     (chat(document=""), "document must be a text"),
     (chat(provenance={"source": "us", "synthetic": True}), "provenance.licence must be"),
@@ -171,6 +213,11 @@ def test_files_that_are_none_of_ours_are_refused(tmp_path: Path) -> None:
         read_rows(tmp_path / "none.jsonl", "chat")
     broken = tmp_path / "broken.jsonl.gz"
     broken.write_bytes(gzip.compress(json.dumps(chat()).encode() * 50)[:-9])
+    with pytest.raises(CallerError, match="can't be read"):
+        read_rows(broken, "chat")
+    packed = bytearray(gzip.compress(b"".join(json.dumps(chat(document=str(n))).encode() + b"\n" for n in range(999))))
+    packed[100:120] = bytes(20)
+    broken.write_bytes(packed)
     with pytest.raises(CallerError, match="can't be read"):
         read_rows(broken, "chat")
     latin = tmp_path / "latin.jsonl"
