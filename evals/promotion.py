@@ -102,9 +102,7 @@ def rollback(name: str, settings: Settings, *, by: str = "", reason: str = "") -
     with trail.alone(tenant, plain):
         settle(plain, settings)
         known, identity = store.show(plain, tenant), uuid4().hex
-        if not known.previous and not store.hides(known):
-            known.rolled_back(identity, known.added)  # says why that can't be
-        target = known.previous[-1].digest if known.previous else ""
+        target = known.rolled_back(identity, known.added).digest
         facts = {"action": "rollback", "tenant": tenant, "name": plain, "by": by or user_name(), "reason": reason}
         trail.append(identity, "decided", **facts, **{"from": known.digest, "to": target})
         try:

@@ -199,14 +199,15 @@ class AdapterStore:
             new.require_live()
             known = _look_up(table, name, tenant)
             shipped = find_shipped(self.shipped, name, tenant, new.base)
-            require_digest(name, champion, known or (shipped[0] if shipped and champion else None))
+            old = known or (shipped[0] if shipped and champion else None)
+            require_digest(name, champion, old)
             if known is not None and known.base != new.base:
                 raise Conflict(f"{name!r} is for the base {known.base}, {challenger!r} for {new.base}.", field="name")
             self._files.require(name, new.digest)
             made = (
                 replace(new, name=name, pinned=False, added=time.time(), previous=(), promotion=promotion)
-                if known is None
-                else known.promoted(new, promotion, time.time())
+                if old is None
+                else old.promoted(new, promotion, time.time())
             )
             self._commit(table, known, made)
         return made
@@ -214,7 +215,7 @@ class AdapterStore:
     def rollback(self, name: str, tenant: str, *, promotion: str, digest: str) -> NamedAdapter:
         """Give a name back what it held before the last promotion, in one step.
 
-        Where that is an adapter that ships with Lectern, the tenant's own name goes.
+        Where that was an adapter that ships with Lectern, the tenant's own name goes.
 
         Args:
             promotion: the rollback's id, which the name carries from then on.
@@ -228,11 +229,11 @@ class AdapterStore:
         with self._changing() as table:
             known = self._own(table, name, tenant)
             require_digest(name, digest, known)
+            made = known.rolled_back(promotion, time.time())
             shipped = find_shipped(self.shipped, name, tenant, known.base)
-            if shipped is not None and not known.previous:
+            if shipped is not None and known.previous[-1].origin == "shipped":
                 self._commit(table, known, None)
                 return shipped[0]
-            made = known.rolled_back(promotion, time.time())
             self._files.require(name, made.digest)
             self._commit(table, known, made)
         return made

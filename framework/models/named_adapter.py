@@ -32,7 +32,10 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A content that a name held before a promotion; its files are kept as long as it stands here."""
+    """A content that a name held before a promotion; its files are kept as long as it stands here.
+
+    `origin` is "shipped" where nobody had given the name a content: going back to that takes the tenant's name away.
+    """
 
     digest: str
     bytes: int
@@ -40,6 +43,7 @@ class Version:
     parity: Parity = "unchecked"
     reason: str = ""
     promotion: str = ""
+    origin: Origin = "added"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,7 @@ class NamedAdapter:
             reason=other.reason,
             previous=previous,
             promotion=promotion,
+            origin="added",
         )
 
     def rolled_back(self, promotion: str, now: float) -> NamedAdapter:
@@ -182,7 +187,7 @@ class NamedAdapter:
         )
 
     def _version(self) -> Version:
-        return Version(self.digest, self.bytes, self.added, self.parity, self.reason, self.promotion)
+        return Version(self.digest, self.bytes, self.added, self.parity, self.reason, self.promotion, self.origin)
 
 
 def require_digest(name: str, digest: str | None, adapter: NamedAdapter | None) -> None:

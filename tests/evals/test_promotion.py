@@ -368,6 +368,60 @@ async def test_a_rollback_gives_the_name_its_content_back_and_again_one_further(
     assert (back["by"], back["reason"], back["from"], back["to"]) == ("eve", "complaints", third.digest, second.digest)
 
 
+@pytest.fixture
+def shipping(tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A world in which the adapter "answers" comes with Lectern."""
+    shipped = write_lora(tmp_path / "shipped/base/answers", LINEARS, seed=7)
+    monkeypatch.setattr("framework.models.shipped_adapters.SHIPPED", tmp_path / "shipped")
+    world = World(tmp_path, settings)
+    world.rate(identify(shipped).digest, right=10)
+    return world
+
+
+async def test_what_ships_is_rolled_back_to_only_by_those_who_have_promoted_over_it(shipping: World) -> None:
+    ships = shipping.content()
+    own = shipping.add("answers", 1, right=20)
+    with pytest.raises(Conflict, match="nothing to be rolled back to"):
+        rollback("answers", shipping.settings)
+    assert (shipping.content(), shipping.outcomes()) == (own.digest, [])
+    shipping.store.remove("answers", "default")
+    new, newer = shipping.add("new", 2, right=30), shipping.add("newer", 3, right=40)
+    await shipping.promote("answers", "new")
+    await shipping.promote("answers", "newer")
+    assert shipping.store.show("answers", "default").origin == "added"
+    assert rollback("answers", shipping.settings).digest == new.digest
+    assert rollback("answers", shipping.settings).digest == shipping.content() == ships != newer.digest
+    assert shipping.store.show("answers", "default").origin == "shipped"
+    with pytest.raises(Conflict, match="nothing to be rolled back to"):
+        rollback("answers", shipping.settings)
+
+
+async def test_a_rollback_to_what_ships_may_be_killed(shipping: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ships = shipping.content()
+    shipping.add("new", 2, right=30)
+    await shipping.promote()
+    back = AdapterStore.rollback
+
+    def and_killed(store: AdapterStore, *arguments: Any, **options: Any) -> None:
+        back(store, *arguments, **options)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterStore, "rollback", and_killed)
+        with pytest.raises(Killed):
+            rollback("answers", shipping.settings)
+    assert (shipping.content(), shipping.outcomes()) == (ships, ["done", "done"])
+
+
+async def test_a_challenger_that_ships_is_refused_before_anything_is_run(shipping: World) -> None:
+    shipping.add("mine", 1, right=1)
+    shipping.during("raise AssertionError")
+    for challenger in ("answers", "base:answers"):
+        with pytest.raises(Conflict, match="ships with Lectern"):
+            await shipping.promote("mine", challenger)
+    assert (shipping.folder / "during.py").exists(), "a question was asked"
+
+
 async def test_what_a_promotion_replaced_is_kept_for_the_rollback(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
