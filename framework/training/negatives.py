@@ -34,18 +34,29 @@ def mine(rows: Sequence[PairRow], search: Search, count: int, depth: int = 30, s
         rows: queries with their passages.
         search: what finds candidates.
         count: negatives that each row should have.
-        depth: how far down a ranking to look.
+        depth: how far down a ranking to look at first; further where a row's own document fills the top.
         skip: best passages of other documents to leave out: the best may answer too, though nobody said so.
     """
     assert 0 <= skip < depth, (skip, depth)
-    return [_mined(row, search(row.query, depth), count, skip) for row in rows]
+    return [_mined(row, search, count, depth, skip) for row in rows]
 
 
-def _mined(row: PairRow, found: Sequence[Passage], count: int, skip: int) -> PairRow:
+def _mined(row: PairRow, search: Search, count: int, depth: int, skip: int) -> PairRow:
+    mined = row
+    while len(mined.negatives) < count:
+        found = search(row.query, depth)
+        mined = _with(row, found, count, skip)
+        if len(found) < depth:
+            break
+        depth *= 2
+    return mined
+
+
+def _with(row: PairRow, found: Sequence[Passage], count: int, skip: int) -> PairRow:
     foreign = [passage.text for passage in found if passage.document != row.document]
     own = {row.positive, *row.negatives}
     fresh = [text for text in dict.fromkeys(foreign[skip:]) if text not in own]
-    return replace(row, negatives=(*row.negatives, *fresh[: max(0, count - len(row.negatives))]))
+    return replace(row, negatives=(*row.negatives, *fresh[: count - len(row.negatives)]))
 
 
 def embedder_search(embedder: Embedder, passages: Sequence[Passage]) -> Search:

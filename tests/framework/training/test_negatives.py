@@ -49,6 +49,24 @@ def test_too_few_passages_give_fewer_negatives() -> None:
     assert mined.negatives == ("best", "next", "last")
 
 
+def test_a_document_that_fills_the_top_of_a_ranking_is_looked_past() -> None:
+    ranking = [*(Passage(f"own {i}", "d1") for i in range(50)), *RANKED]
+    [mined] = mine([row("q", "right", "d1")], lambda _, depth: ranking[:depth], 2, depth=3)
+    assert mined.negatives == ("best", "next")
+
+
+def test_nothing_is_searched_for_a_row_that_has_enough() -> None:
+    asked: list[str] = []
+
+    def search(query: str, depth: int) -> Sequence[Passage]:
+        asked.append(query)
+        return RANKED[:depth]
+
+    given = row("has", "right", "d1", ("given",))
+    assert mine([given, row("lacks", "right", "d1")], search, 1)[0] == given
+    assert asked == ["lacks"]
+
+
 def test_an_embedder_finds_them_by_cosine() -> None:
     rows = [
         row("red copper", "copper is a red metal", "d1"),
