@@ -9,14 +9,14 @@ from __future__ import annotations
 from framework.models.folder import ModelFolder
 from framework.models.recipe import read_recipe
 from framework.training.job import Job
-from framework.training.recipes.pairs import Parts, add_lora, fit, merge_lora, pair_rows, passage_columns
+from framework.training.recipes.pairs import Parts, add_lora, check_kind, fit, merge_lora, pair_rows, passage_columns
 
 
 def train(job: Job) -> None:
     """Tune the job's base on its pairs; `model/` of the run folder is the result, as sentence-transformers saves it.
 
     Raises:
-        CallerError: the rows are no pairs, or too few for the negatives.
+        CallerError: the rows are no pairs, or too few for the negatives; `adapter.kind` is (IA)³.
     """
     from sentence_transformers import (
         SentenceTransformer,
@@ -27,6 +27,7 @@ def train(job: Job) -> None:
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
     from sentence_transformers.sentence_transformer.modules import Pooling
 
+    check_kind(job, "lora", "full")
     rows, validation = pair_rows(job)
     recipe = read_recipe(ModelFolder(job.base.path), job.base.card)
     transformer = Transformer(

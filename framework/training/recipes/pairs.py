@@ -23,6 +23,20 @@ TRAINED = "trained.safetensors"
 STRETCH = 16
 
 
+def check_kind(job: Job, *kinds: str) -> None:
+    """Refuse, before anything is done, an adapter that could not be saved.
+
+    Raises:
+        CallerError: `adapter.kind` is none of `kinds`.
+    """
+    if job.config.adapter.kind not in kinds:
+        raise CallerError(
+            f"adapter.kind is {job.config.adapter.kind!r}, and this recipe makes none of that kind.",
+            hint=f"Set it to {' or '.join(kinds)}.",
+            field="adapter.kind",
+        )
+
+
 def pair_rows(job: Job) -> tuple[list[PairRow], list[PairRow]]:
     """The pairs to train and to validate on, each with as many negatives as the configuration wants.
 
@@ -69,7 +83,9 @@ def _with_negatives(job: Job, rows: list[PairRow], known: Sequence[PairRow]) -> 
     from framework.models.embedders import load_embedder
 
     job.say(f"Looking for hard negatives of {len(rows)} pairs.")
-    return mine(rows, embedder_search(load_embedder(), positives(known)), wanted)
+    embedder = load_embedder()
+    job.run.note(negatives_by=embedder.info.id)
+    return mine(rows, embedder_search(embedder, positives(known)), wanted)
 
 
 def passage_columns(negatives: int) -> list[str]:

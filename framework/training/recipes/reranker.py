@@ -18,7 +18,7 @@ from framework.models.digests import file_digest
 from framework.models.folder import ModelFolder
 from framework.models.recipe import read_recipe
 from framework.training.job import Job
-from framework.training.recipes.pairs import Parts, add_lora, fit, merge_lora, pair_rows
+from framework.training.recipes.pairs import Parts, add_lora, check_kind, fit, merge_lora, pair_rows
 from framework.training.rows import PairRow
 
 if TYPE_CHECKING:
@@ -31,10 +31,13 @@ def train(job: Job) -> None:
     """Tune the job's base on its pairs; the result lies in the run folder: `adapter/`, or `model/` of a cross-encoder.
 
     Raises:
-        CallerError: the rows are no pairs, or too few for the negatives.
+        CallerError: the rows are no pairs, or too few for the negatives; `adapter.kind` is (IA)³, or "full" for late
+            interaction.
     """
+    whole = job.config.pairs.kind == "cross-encoder"
+    check_kind(job, "lora", *(["full"] if whole else []))
     rows, validation = pair_rows(job)
-    if job.config.pairs.kind == "cross-encoder":
+    if whole:
         _train_cross_encoder(job, rows, validation)
     else:
         _train_late_interaction(job, rows, validation)

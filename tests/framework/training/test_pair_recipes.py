@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -227,7 +227,7 @@ def test_without_any_validation_row_it_is_trained_all_the_same(tmp_path: Path) -
     kept = [replace(poor, document="kept", negatives=())]
     work = job(tmp_path, rows=[row], validation=kept, optimizer=OptimizerConfig(steps=5, precision="float32"))
     reranker.train(work)
-    assert len(losses(work.run)) == 1
+    assert work.run.reports()[-1]["step"] == 5
     assert validation_losses(work.run) == []
 
 
@@ -246,14 +246,44 @@ def test_rows_without_negatives_get_the_nearest_passages_of_other_documents(tmp_
         far = [value for text, value in nearness.items() if text not in row.negatives]
         assert len(set(row.negatives)) == 2
         assert min(nearness[text] for text in row.negatives) >= max(far) - 1e-5
+    assert work.run.read()["negatives_by"] == embedder.info.id
     reranker.train(work)
-    assert len(losses(work.run)) == 1
+    assert work.run.reports()[-1]["step"] == 5
 
 
 def test_too_few_documents_for_the_negatives_are_an_error(tmp_path: Path) -> None:
     rows = [replace(row, negatives=(), document="one") for row in pairs(4)]
     with pytest.raises(CallerError, match="only 0 negatives for 'a the'"):
         reranker.train(job(tmp_path, rows=rows))
+
+
+def test_an_embedder_of_which_every_weight_is_trained_is_served_too(tmp_path: Path) -> None:
+    work = job(tmp_path, adapter=AdapterConfig(kind="full"), validation=pairs(4))
+    embedding.train(work)
+    _, last = validation_losses(work.run)[-1]
+    assert last == pytest.approx(loss_of(work.run.model, pairs(4), work.config.pairs.scale), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("train", "kind", "adapter"),
+    [
+        (reranker.train, "late-interaction", "full"),
+        (reranker.train, "late-interaction", "ia3"),
+        (reranker.train, "cross-encoder", "ia3"),
+        (embedding.train, "late-interaction", "ia3"),
+    ],
+)
+def test_what_could_not_be_saved_is_refused_before_anything_is_done(
+    tmp_path: Path, train: Callable[[Job], None], kind: Any, adapter: Any
+) -> None:
+    rows, said = split()[0], list[str]()
+    work = job(
+        tmp_path, rows=rows, say=said.append, adapter=AdapterConfig(kind=adapter), pairs=PairsConfig(kind, negatives=2)
+    )
+    with pytest.raises(CallerError, match=f"'{adapter}'") as refused:
+        train(work)
+    assert refused.value.field == "adapter.kind"
+    assert not said
 
 
 def test_no_document_has_two_rows_in_a_batch_and_every_row_comes_once_an_epoch() -> None:
