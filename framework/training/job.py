@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from framework.training.config import TrainConfig
 from framework.training.packing import Packed, pack
 from framework.training.progress import Say, callback, on_terminal
 from framework.training.run import RunFolder
-from framework.training.tuning import Parameters, adapter_of, count
+from framework.training.tuning import adapter_of, count
 
 if TYPE_CHECKING:
     import torch
@@ -134,6 +133,7 @@ class Job:
             "use_cpu": self.device == "cpu",
             # A report never spans a checkpoint: a run that is taken up again gives the same reports.
             "logging_steps": math.gcd(5, checkpoints.every),
+            "logging_first_step": True,
             "save_steps": checkpoints.every,
             "save_total_limit": checkpoints.keep,
             "eval_strategy": "steps" if self.data.validation else "no",
@@ -170,6 +170,7 @@ class Job:
         checkpoint = self.run.last_checkpoint()
         if checkpoint:
             self.say(f"Taking up {checkpoint.name}.")
+            trainer.add_callback(_only_take_up_the_last(trainer, checkpoint))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
     def save(self, model: Any) -> None:
@@ -194,6 +195,19 @@ class Job:
         record(model, probes, "bfloat16" if self.bfloat16 else "float32").save(self.run.path / REFERENCE)
 
 
+def _only_take_up_the_last(trainer: Any, checkpoint: Path) -> Any:
+    """A callback for a state after the last update: from one within an epoch transformers makes another update."""
+    from transformers import TrainerCallback
+
+    class Last(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step >= state.max_steps:
+                trainer._run_epoch = lambda **_: None
+                trainer._load_rng_state(str(checkpoint))  # what follows may draw from it
+
+    return Last()
+
+
 def quiet(trainer: Any) -> None:
     """Print no reports of transformers' own: standard output is for results."""
     from transformers import PrinterCallback
@@ -214,13 +228,3 @@ def save_adapter(model: Any, folder: Path, weights: str, base: str) -> None:
     # Beside it DPO keeps a copy of an adapter that it went on with.
     model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def trained_parameters(model: Any) -> Parameters:
-    """What the optimizer trains in a model that PEFT has wrapped."""
-    return count(model)
-
-
-def longest(packed: Sequence[Packed]) -> int:
-    """Tokens of the longest sequence."""
-    return max(map(len, packed), default=0)

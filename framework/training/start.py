@@ -63,8 +63,8 @@ def run_file(
     curves.draw(run)
     if evaluate and config.recipe != "reward":
         scores.measure(run, config, base, folder, "after", settings, say)
-    run.note(state=FINISHED)
     card.write(run, config, base, data)
+    run.note(state=FINISHED)
     return run, config
 
 

@@ -242,6 +242,27 @@ def test_an_adapter_names_its_base_and_holds_nothing_but_itself(bench: Bench, qu
     assert config["base_model_name_or_path"] == str(bench.base)
 
 
+def test_a_run_of_fewer_updates_than_a_report_tells_its_first_loss(bench: Bench, questions: Rows) -> None:
+    bench.rows(questions(8))
+    run = bench.train(bench.config(optimizer={"steps": 3}, checkpoints={"every": 50}))
+    assert [report["step"] for report in run.reports() if "loss" in report] == [1]
+
+
+def test_a_run_is_not_finished_before_its_card_is_written(
+    bench: Bench, questions: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.rows(questions(8))
+    config = bench.config(optimizer={"steps": 1})
+
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr("framework.training.card.write", full)
+        bench.train(config)
+    assert "# tiny" in bench.train(config).card.read_text(encoding="utf-8")
+
+
 def test_a_finished_run_is_left_alone(bench: Bench, questions: Rows) -> None:
     bench.rows(questions(8))
     run = bench.train(bench.config(optimizer={"steps": 1}))
