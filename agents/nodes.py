@@ -17,12 +17,15 @@ from agents.seen import RECENT, Seen, frame_of
 from agents.state import Job, Json, Returned, Run, State, dump, load, messages
 from agents.turn import Speech, Turn, take_turn
 from framework.messages import Message, ToolCall, ToolSpec, canonical_json
-from framework.models.base import AUTO, REQUIRED, ChatModel
+from framework.models.base import AUTO, REQUIRED, ChatModel, Regex
 from framework.prompts.tool_formats import NO_TOOL
 from tools import ToolContext
 
 if TYPE_CHECKING:
     from langgraph.runtime import Runtime
+
+# What a model that was trained to call writes where it may call no more: anything but the tag of a call.
+WORDS = Regex(r"[^<\s](.|\n)*")
 
 
 async def seek(state: State, runtime: Runtime[Deps]) -> Json:
@@ -61,6 +64,7 @@ async def think(state: State, runtime: Runtime[Deps]) -> Json:
         max_tokens=deps.room(run, size, task.model),
         seconds=deps.time_left(),
         tool_choice=REQUIRED if task.tools and task.cites and run.steps == 0 else AUTO,
+        constraint=WORDS if task.unsaid and not task.tools else None,
     )
     run = run.noting(*checker.notices)
     run = replace(run, steps=run.steps + 1, usage=run.usage + turn.usage, text=run.text + turn.shown)

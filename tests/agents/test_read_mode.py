@@ -13,6 +13,7 @@ import pytest
 
 from agents import Agent, AnswerDelta, Budget, ReadingConfig, ThoughtDelta
 from agents.finish import DECLINED, UNQUOTED
+from agents.nodes import WORDS
 from agents.reading import ANSWERING, SPEAKING, Part, Read, judge
 from framework.config import Settings
 from framework.documents import Chunk, Hit
@@ -417,3 +418,18 @@ async def test_an_agent_with_tools_alone_says_that_none_fits(settings: Settings)
     answer = events[-1].answer  # type: ignore[union-attr]
     assert (answer.text, answer.stop) == (NO_TOOL, "declined")
     assert "".join(event.text for event in events if isinstance(event, AnswerDelta)) == NO_TOOL
+
+
+async def test_a_caller_that_may_call_no_more_writes_words(settings: Settings) -> None:
+    call = tool_call("scores", year=1954)
+    caller = ScriptedChat([call, call, "It was Germany."])
+    agent = Agent("clerk", tools=[scores], settings=settings, model=ScriptedChat([], roles={"caller": caller}))
+    answer = await agent.arun("Who won in 1954?")
+    assert (answer.text, answer.stop) == ("It was Germany.", "repeated_call")
+    assert [(bool(request.tools), request.constraint) for request in caller.requests] == [
+        (True, None),
+        (True, None),
+        (False, WORDS),
+    ]
+    assert not re.fullmatch(WORDS.pattern, '<tool_call>\n{"name": "scores"}')
+    assert re.fullmatch(WORDS.pattern, "Two lines:\n4 <b> 5")
