@@ -83,7 +83,9 @@ def compare(run_a: Path, run_b: Path, seed: int, as_json: bool) -> None:
 
     a, b, about_a, about_b = read_records(run_a), read_records(run_b), read_run(run_a), read_run(run_b)
     names = [name for name in about_a.get("metrics", {}) if name in about_b.get("metrics", {})]
-    differences = [d for name in names if (d := paired(a, b, name, seed=seed)) is not None]
+    errors = about_a.get("config", {}).get("run", {}).get("errors", "zero")
+    found = (paired(a, b, name, errors=errors, seed=seed) for name in names)
+    differences = [difference for difference in found if difference is not None]
     if not differences:
         raise CallerError(
             f"{run_a} and {run_b} share no scored question.", hint="Compare finished runs of one data set."

@@ -15,11 +15,11 @@ from typing import Any, Literal, TypeAlias
 from agents.config import AgentConfig
 from evals.gates import ERRORS
 from evals.metrics import Metric
-from evals.report import Difference, Estimate, bootstrap, paired
+from evals.report import Difference, Estimate, bootstrap, paired, shared_scores
 from evals.run_log import read_records, read_run
 from evals.runner import Run, run_task
 from evals.targets import Progress, overlaid
-from evals.task import Task
+from evals.task import RunConfig, Task
 from framework.config import Settings
 from framework.documents import content_hash
 from framework.errors import ConfigError
@@ -120,7 +120,7 @@ async def hold(
     after = await run_task(
         with_model(task, challenger, settings), settings, limit=limit, fresh=fresh, progress=progress
     )
-    compared = tuple(_compared(metric, before, after, rule, task.run.seed) for metric in metrics)
+    compared = tuple(_compared(metric, before, after, rule, task.run) for metric in metrics)
     reason = _against(before, after, compared, rule)
     return Contest(
         suite_digest(task),
@@ -185,26 +185,19 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def _compared(metric: Metric, before: Run | None, after: Run, rule: Rule, seed: int) -> Compared:
+def _compared(metric: Metric, before: Run | None, after: Run, rule: Rule, run: RunConfig) -> Compared:
     name, margin = metric.name, rule.of(metric.name)
     empty = Estimate(0.0, 0.0, 0.0, 0)
     new = after.estimates.get(name, empty)
     if before is None:
         return Compared(name, new, None, None, margin, "first" if new.n >= rule.least else "too few")
     a, b = read_records(before.folder), read_records(after.folder)
-    found = paired(a, b, name, seed=seed)
+    found = paired(a, b, name, errors=run.errors, seed=run.seed)
     if found is None:
         return Compared(name, new, before.estimates.get(name, empty), None, margin, "too few")
     outcome = _outcome(found, metric.higher_is_better, margin, rule.least)
-    scores = [
-        bootstrap([records[key].scores[name] for key in a if key in b and _both(a[key], b[key], name)], seed=seed)
-        for records in (a, b)
-    ]
-    return Compared(name, scores[1], scores[0], found.estimate, margin, outcome)
-
-
-def _both(a: Any, b: Any, metric: str) -> bool:
-    return metric in a.scores and metric in b.scores
+    old, new = (bootstrap(scores, seed=run.seed) for scores in shared_scores(a, b, name, errors=run.errors))
+    return Compared(name, new, old, found.estimate, margin, outcome)
 
 
 def _outcome(found: Difference, higher: bool, margin: float, least: int) -> Outcome:

@@ -184,10 +184,11 @@ async def test_a_planted_worse_challenger_is_refused_with_the_reason(world: Worl
     ("right", "rule", "switched", "said"),
     [
         (29, Rule(), False, "is not shown to lose at most 0.02"),
-        (29, Rule(margin=0.1), True, "not worse by more than the margin"),
-        (29, Rule(margins={"exact_match": 0.1}), True, "not worse by more than the margin"),
-        (30, Rule(), True, "not worse by more than the margin"),
-        (30, Rule(better=True), False, "not shown to be better at anything"),
+        (29, Rule(margin=0.15), True, "not worse by more than the margin"),
+        (29, Rule(margins={"exact_match": 0.15}), True, "not worse by more than the margin"),
+        (30, Rule(), False, "is not shown to lose at most 0.02: +0.0000 [-0.0876, +0.0876]"),
+        (30, Rule(margin=0.1), True, "not worse by more than the margin"),
+        (30, Rule(margin=0.1, better=True), False, "not shown to be better at anything"),
         (38, Rule(better=True), True, "better: exact_match"),
     ],
 )
@@ -204,15 +205,34 @@ async def test_where_less_is_better_more_is_refused(world: World) -> None:
     world.add("answers", 1, right=20, steps=2)
     world.add("new", 2, right=20, steps=3)
     both = 'task.thresholds=["exact_match >= 0.1", "steps <= 9"]'
-    done = await world.promote("answers", "new", both)
+    rule = Rule(margins={"exact_match": 0.1})
+    done = await world.promote("answers", "new", both, rule=rule)
     assert done.contest.reason.startswith("steps is worse: +1.0000")
-    back = await world.promote("new", "answers", both)
+    back = await world.promote("new", "answers", both, rule=rule)
     assert "better: steps -1.0000" in back.contest.reason
 
 
 async def test_a_metric_that_no_threshold_names_decides_nothing(world: World) -> None:
     world.add("answers", 1, right=20, steps=1)
     world.add("new", 2, right=20, steps=9)
+    assert (await world.promote(rule=Rule(margin=0.1))).switched
+
+
+async def test_failed_questions_are_left_out_where_the_task_says_so(world: World) -> None:
+    world.add("answers", 1, right=30, fails=5)
+    world.add("new", 2, right=40, fails=5)
+    done = await world.promote("answers", "new", "run.errors=exclude")
+    (score,) = done.contest.compared
+    assert score.difference is not None
+    assert (score.difference.n, score.challenger.n, score.challenger.mean) == (35, 35, 1.0)
+
+
+async def test_189_questions_that_are_answered_alike_show_that_no_more_than_the_margin_is_lost(world: World) -> None:
+    world.add("answers", 1, right=100)
+    world.add("new", 2, right=100)
+    world.ask(188)
+    assert not (await world.promote()).switched
+    world.ask(189)
     assert (await world.promote()).switched
 
 
@@ -586,8 +606,7 @@ async def test_models_that_are_no_adapters_are_judged_and_nothing_is_switched(wo
     done = await world.promote("small", "large")
     assert (done.contest.promote, done.switched) == (True, False)
     assert world.outcomes("small") == ["judged"]
-    world.rate("qwen3:0.6b", right=30)
-    await world.promote("small", "qwen3:0.6b")
+    world.rate("qwen3:0.6b", right=15)
     await world.promote("qwen3:0.6b", "large")
     assert world.outcomes("qwen3:0.6b") == ["judged"]
     with pytest.raises(CallerError, match="can't contest itself"):

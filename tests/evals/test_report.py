@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.gates import judge, parse_gate
-from evals.report import Estimate, bootstrap, paired, summarise, verdict_line
+from evals.report import Estimate, bootstrap, paired, summarise, tango, verdict_line
 from evals.run_log import Record
 from framework.errors import ConfigError
 
@@ -85,6 +85,46 @@ def test_equal_runs_do_not_differ() -> None:
     difference = paired(a, a, "f1")
     assert difference is not None
     assert (difference.significant, difference.ties) == (False, 3)
+
+
+@pytest.mark.parametrize(
+    ("more", "less", "n"), [(0, 0, 40), (1, 0, 20), (0, 1, 44), (1, 7, 21), (12, 1, 50), (9, 9, 30)]
+)
+def test_tango_s_interval_ends_where_the_score_test_refuses(more: int, less: int, n: int) -> None:
+    """The share of pairs that only the first gets right is found here by trying all, there by Tango's formula."""
+    found = tango(more, less, n)
+    assert found.mean == (more - less) / n
+    for end, sign in ((found.low, -1), (found.high, 1)):
+        statistics = []
+        for delta in (end - sign * 0.002, end + sign * 0.002):
+            share = np.linspace(max(0, -delta), (1 - delta) / 2, 200_001)[1:-1]
+            likelihood = (
+                more * np.log(share + delta) + less * np.log(share) + (n - more - less) * np.log(1 - 2 * share - delta)
+            )
+            best = share[likelihood.argmax()]
+            variance = (2 * best + delta - delta**2) / n
+            statistics.append(abs(found.mean - delta) / math.sqrt(variance))
+        assert statistics[0] < 1.96 < statistics[1]
+
+
+def test_pairs_of_which_none_differs_leave_room_for_a_difference() -> None:
+    a = {str(n): record(str(n), exact_match=float(n % 2), steps=2.0) for n in range(40)}
+    difference = paired(a, a, "exact_match")
+    assert difference is not None
+    assert (difference.ties, difference.estimate) == (40, tango(0, 0, 40))
+    assert difference.estimate.low == pytest.approx(-(1.96**2) / (40 + 1.96**2), abs=1e-4)
+    steps = paired(a, a, "steps")
+    assert steps is not None
+    assert steps.estimate.low == 0
+
+
+def test_failed_samples_are_left_out_of_pairs_where_asked() -> None:
+    a = {key: record(key, f1=0.5) for key in "abc"}
+    b = {**a, "b": record("b", error="broke", f1=0.0)}
+    for errors, n in (("zero", 3), ("exclude", 2)):
+        difference = paired(a, b, "f1", errors=errors)
+        assert difference is not None
+        assert difference.estimate.n == n
 
 
 ESTIMATES = {"ndcg@10": Estimate(0.72, 0.68, 0.76, 300)}
