@@ -13,7 +13,7 @@ from framework.models.catalog import Resolved
 from framework.training.attention import register
 from framework.training.config import TrainConfig
 from framework.training.packing import Packed, pack
-from framework.training.progress import Say, callback, on_terminal
+from framework.training.progress import Say, callback, diverged, on_terminal
 from framework.training.run import RunFolder
 from framework.training.tuning import adapter_of, count
 
@@ -134,6 +134,7 @@ class Job:
             # A report never spans a checkpoint: a run that is taken up again gives the same reports.
             "logging_steps": math.gcd(5, checkpoints.every),
             "logging_first_step": True,
+            "logging_nan_inf_filter": False,  # it would invent a loss where there is none
             "save_steps": checkpoints.every,
             "save_total_limit": checkpoints.keep,
             "eval_strategy": "steps" if self.data.validation else "no",
@@ -159,7 +160,11 @@ class Job:
         self.save(trainer.model)
 
     def train(self, trainer: Any) -> None:
-        """Train, from the last checkpoint where there is one."""
+        """Train, from the last checkpoint where there is one.
+
+        Raises:
+            CallerError: it diverged.
+        """
         import torch
 
         if self.config.optimizer.threads:
@@ -172,6 +177,8 @@ class Job:
             self.say(f"Taking up {checkpoint.name}.")
             trainer.add_callback(_only_take_up_the_last(trainer, checkpoint))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if not all(torch.isfinite(p).all() for p in trainer.model.parameters() if p.requires_grad):
+            raise diverged(trainer.state.global_step, "weights that are no numbers")
 
     def save(self, model: Any) -> None:
         """Write the result: the adapter, or the whole model with its tokenizer."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from framework.errors import CallerError
 from framework.training.run import RunFolder
 
 Say = Callable[[str], None]
@@ -54,8 +56,20 @@ def on_terminal(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def diverged(step: int, what: str) -> CallerError:
+    """What a run ends with that goes nowhere."""
+    return CallerError(
+        f"The training diverged at update {step}: {what}.",
+        hint="Lower optimizer.learning_rate, and begin anew with --restart.",
+        field="optimizer.learning_rate",
+    )
+
+
 def callback(run: RunFolder, say: Say) -> Any:
-    """A callback for transformers' trainers that writes the log and tells the progress."""
+    """A callback for transformers' trainers that writes the log and tells the progress.
+
+    It ends a run whose loss is no number with a CallerError.
+    """
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
@@ -71,6 +85,8 @@ def callback(run: RunFolder, say: Say) -> Any:
             loss = logs.get("loss", logs.get("eval_loss"))
             if loss is None:
                 return
+            if not math.isfinite(loss):
+                raise diverged(state.global_step, f"its loss is {loss}")
             done = state.global_step - self.first
             spent = time.monotonic() - self.began
             left = spent / done * (state.max_steps - state.global_step) if done else 0.0

@@ -8,6 +8,7 @@ that is measured on held-out prompts is within the bound.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -84,8 +85,8 @@ def cases(rows: Sequence[Row], rewards: Sequence[Reward]) -> list[ChatRow]:
 
 def _number(reward: Reward, row: ChatRow, answer: Message) -> float | None:
     value = reward(row, answer)
-    if value is not None and not isinstance(value, int | float):
-        raise CallerError(f"A reward must be a number or None, got {value!r:.80}.", field="preference.rewards")
+    if value is not None and (not isinstance(value, int | float) or not math.isfinite(value)):
+        raise CallerError(f"A reward must be a finite number or None, got {value!r:.80}.", field="preference.rewards")
     return None if value is None else float(value)
 
 

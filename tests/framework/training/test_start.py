@@ -248,6 +248,18 @@ def test_a_run_of_fewer_updates_than_a_report_tells_its_first_loss(bench: Bench,
     assert [report["step"] for report in run.reports() if "loss" in report] == [1]
 
 
+@pytest.mark.parametrize("steps", [2, 4])
+def test_a_run_that_diverges_says_so_and_is_not_finished(bench: Bench, questions: Rows, steps: int) -> None:
+    bench.rows(questions(8))
+    config = bench.config(optimizer={"steps": steps, "learning_rate": 1e38})
+    with pytest.raises(CallerError, match=r"diverged at update [123].*Lower optimizer\.learning_rate"):
+        bench.train(config)
+    run = RunFolder(bench.folder / "run")
+    assert run.read()["state"] == "running"
+    assert "NaN" not in run.log_file.read_text(encoding="utf-8")
+    assert not run.adapter.exists()
+
+
 def test_a_run_is_not_finished_before_its_card_is_written(
     bench: Bench, questions: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -257,9 +269,10 @@ def test_a_run_is_not_finished_before_its_card_is_written(
     def full(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+    with monkeypatch.context() as patched:
         patched.setattr("framework.training.card.write", full)
-        bench.train(config)
+        with pytest.raises(OSError, match="No space"):
+            bench.train(config)
     assert "# tiny" in bench.train(config).card.read_text(encoding="utf-8")
 
 
@@ -328,3 +341,10 @@ def test_a_checkpoint_that_a_kill_has_cut_off_is_not_taken_up(tmp_path: Path) ->
     last = run.last_checkpoint()
     assert last is not None
     assert last.name == "checkpoint-2"
+
+
+def test_a_reward_that_is_no_number_is_refused(bench: Bench, questions: Rows) -> None:
+    bench.rows(questions(8))
+    (bench.folder / "rewards.py").write_text("def odd(row, answer):\n    return float('nan')\n", encoding="utf-8")
+    said = refused(bench, bench.config("grpo", preference={"rewards": ["rewards.py:odd"], "generations": 2}))
+    assert "must be a finite number or None, got nan" in said
