@@ -11,7 +11,7 @@ from agents.calls import ask_for, take_in
 from agents.citations import Checker, MarkerStream
 from agents.deps import Deps
 from agents.events import Answer, AnswerDelta, RunFinished, ToolCalled, ToolReturned
-from agents.finish import conclude
+from agents.finish import DECLINED, conclude
 from agents.prompting import assemble_messages, bounded, instructions, remembered, search_query, without_searches
 from agents.seen import RECENT, Seen, frame_of
 from agents.state import Job, Json, Returned, Run, State, dump, load, messages
@@ -50,6 +50,7 @@ async def think(state: State, runtime: Runtime[Deps]) -> Json:
         return {"run": dump(replace(run, stop=spent))}
     checker = Checker({passage.number: passage for passage in run.passages}, deps.shelves)
     markers = MarkerStream(checker) if task.cites else None
+    unsaid = DECLINED if task.cites else task.unsaid
     turn = await take_turn(
         task.model,
         prompt,
@@ -59,7 +60,7 @@ async def think(state: State, runtime: Runtime[Deps]) -> Json:
             markers,
             calls_possible=bool(task.tools),
             only_thought=run.calling and not run.findings,  # nothing that was found or returned would support it
-            unsaid=task.unsaid,
+            unsaid=unsaid,
         ),
         max_tokens=deps.room(run, size, task.model),
         seconds=deps.time_left(),
@@ -74,7 +75,7 @@ async def think(state: State, runtime: Runtime[Deps]) -> Json:
         run = ask_for(run, turn.message, deps.budget)
     elif turn.message.tool_calls:  # the last turn offered no tools, and the model calls one all the same
         run = replace(run, stop=run.barred or "steps")
-    elif not run.text and (_says(turn, task.unsaid) or (run.calling and not run.findings)):
+    elif not run.text and (_says(turn, unsaid) or (run.calling and not run.findings)):
         run = replace(run, stop=run.barred or "declined")
     else:
         run = replace(run, stop=run.barred or ("tokens" if turn.cut else "answered"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from agents.finish import DECLINED
 from agents.prompting import instructions
 from framework.bridge import run_sync
 from framework.documents import Chunk, Hit
@@ -12,8 +13,6 @@ from framework.messages import Message, ToolCall, ToolSpec, assistant, canonical
 from framework.training.passages import Passage
 from tools import ToolContext
 from tools.builtin.retrieve import RetrieveTool
-
-NOTHING = "I found no passage that answers this question."
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ def search_trace(
         user(question),
         Message("assistant", tool_calls=(call,)),
         Message("tool", found.content, tool_call_id=call.id, name=call.name),
-        assistant(NOTHING if right is None else f"{answer} [{right + 1}]"),
+        assistant(DECLINED if right is None else f"{answer} [{right + 1}]"),
     )
     return messages, (tool.spec,)
 

@@ -22,7 +22,7 @@ class Speech:
 
     `HOLD` characters are held back while a call may still follow. Text that grew longer has been shown as answer and
     stays a part of it, so that the pieces shown always add up to the answer. `markers` None lets all brackets be. An
-    answer that is `unsaid`, word for word, is not shown.
+    answer that is `unsaid`, word for word, is not shown; as long as it may become that, it is held back.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Speech:
 
     async def feed(self, text: str) -> None:
         self._held += text
-        if self.shown or len(self._held) > self._hold:
+        if self.shown or (len(self._held) > self._hold and not self._unsaid.startswith(self._held.strip())):
             await self._show()
 
     async def end(self, *, calls: bool) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from agents import Agent
+from agents import Agent, AnswerDelta, Budget
 from agents.deps import UNREAD, UNTRAINED
+from agents.finish import DECLINED
 from framework.config import Settings
 from framework.errors import Conflict, ModelUnavailable, NotFound
 from framework.models.base import ChatModel, Role
 from framework.prompts.reading import UNANSWERABLE
+from framework.prompts.tool_formats import NO_TOOL
 from framework.testing.scripted import ScriptedChat, tool_call
 from tools import tool
 
@@ -90,3 +92,32 @@ async def test_a_model_whose_caller_is_switched_off_is_led_and_says_so(settings:
     answer = await Agent(tools=[scores], settings=settings, model=model).arun("Who won in 1954?")
     assert answer.text == "According to the tool scores: Germany won in 1954."
     assert answer.notices == (f"{UNTRAINED} The adapter for caller is deactivated. Activate it.",)
+
+
+@pytest.mark.parametrize("budget", [Budget(), Budget(steps=2)])
+async def test_a_writer_that_says_that_it_found_nothing_declines(asking: Callable[..., Agent], budget: Budget) -> None:
+    model = ScriptedChat([tool_call("search_docs", query="refunds on Mars"), f"{DECLINED}\n"])
+    agent = asking(model, mode="write", budget=budget)
+    events = [event async for event in agent.astream("Who pays refunds on Mars?")]
+    answer = events[-1].answer  # type: ignore[union-attr]
+    assert (answer.text, answer.stop) == (DECLINED, "declined")
+    assert "".join(event.text for event in events if isinstance(event, AnswerDelta)) == DECLINED
+
+
+async def test_a_writer_that_begins_like_one_that_declines_is_heard(asking: Callable[..., Agent]) -> None:
+    said = f"{DECLINED[:-1]} fully."
+    model = ScriptedChat([tool_call("search_docs", query="refunds"), said])
+    answer = await asking(model, mode="write", budget=Budget(steps=2)).arun(QUESTION)
+    assert answer.text.startswith(said)
+    assert answer.stop == "answered"
+
+
+async def test_a_caller_that_is_barred_and_says_that_no_tool_fits_gives_no_answer(settings: Settings) -> None:
+    again = tool_call("scores", year=1954)
+    model = ScriptedChat([], guided=True, roles={"caller": ScriptedChat([again, again, NO_TOOL])})
+    agent = Agent(tools=[scores], settings=settings, model=model)
+    events = [event async for event in agent.astream("Who won in 1954?")]
+    answer = events[-1].answer  # type: ignore[union-attr]
+    assert NO_TOOL not in "".join(event.text for event in events if isinstance(event, AnswerDelta))
+    assert answer.stop == "repeated_call"
+    assert "Germany won in 1954." in answer.text
