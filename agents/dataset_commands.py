@@ -180,6 +180,9 @@ def from_feedback(
 
     if chat is None and preference is None:
         raise CallerError("There is nothing to write.", hint="Give --chat FILE, --preference FILE or both.")
+    for path in (chat, preference):
+        if path is not None:
+            _refuse_existing(path, overwrite)
     settings = Settings.load()
     judged = Feedback(settings.home).all(settings.core.tenant)
     made = rows_from(judged, licence, forms or FORMS)
@@ -192,7 +195,6 @@ def from_feedback(
     for path, rows, kind in written:
         if path is None:
             continue
-        _refuse_existing(path, overwrite)
         unique = deduplicate(rows, near=None)
         _tell_dropped({"equal to another row": len(unique.repetitions)})
         if not unique.rows:

@@ -128,14 +128,17 @@ def _model(name: str | None, settings: Settings) -> tuple[ChatModel, str]:
 
     if not isinstance(model, LocalChat):
         return model, content_hash("provider", wanted)
-    from framework.models.adapters import split_name
+    from framework.models.adapters import AdapterStore, base_id, split_name
     from framework.models.catalog import Catalog
     from framework.models.digests import file_digest
 
     catalog = Catalog(config)
     base, adapter = split_name(wanted)
-    files = sorted(catalog.resolve(base).path.glob("*.safetensors"))
-    return model, content_hash(adapter or "", *(file_digest(file, catalog.cache) for file in files))
+    resolved = catalog.resolve(base)
+    digests = [file_digest(file, catalog.cache) for file in sorted(resolved.path.glob("*.safetensors"))]
+    if adapter:
+        digests.append(AdapterStore.open(settings).get(adapter, settings.core.tenant, base_id(resolved.card)).digest)
+    return model, content_hash("" if not adapter else "adapter", *digests)
 
 
 @contextmanager

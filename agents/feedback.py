@@ -61,7 +61,7 @@ class Feedback:
             verdict: "up" or "down"; a correction alone means "down".
 
         Raises:
-            CallerError: neither verdict nor correction, a correction of an answer that is "up", a text too long.
+            CallerError: neither verdict nor correction, a correction that is blank or of an answer that is "up", a text too long.
             NotFound: no such run of this tenant is known here.
         """
         seen = RECENT.get(tenant, run_id) or self._stored(tenant, run_id)
@@ -103,7 +103,11 @@ class Feedback:
     def store(
         self, tenant: str, seen: Seen, verdict: str | None, *, correction: str = "", comment: str = ""
     ) -> Judgement:
-        """Store a judgement of a run that was seen; one that was there is replaced."""
+        """Store a judgement of a run that was seen; one that was there is replaced.
+
+        Raises:
+            CallerError: as `judge` does.
+        """
         judgement = Judgement(
             _verdict(verdict, correction),
             seen,
@@ -169,6 +173,8 @@ class Feedback:
 
 
 def _verdict(verdict: str | None, correction: str) -> Verdict:
+    if correction and not correction.strip():
+        raise CallerError("The correction is blank.", hint="Say what is right, or leave it out.", field="correction")
     if verdict is None and correction:
         return "down"
     if verdict == "up" and not correction:

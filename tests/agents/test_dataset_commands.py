@@ -14,12 +14,20 @@ import pytest
 from click.testing import CliRunner, Result
 
 from agents.dataset_commands import dataset
+from agents.dataset_making import _model
 from agents.feedback_commands import feedback
+from agents.finish import DECLINED
 from agents.search_traces import search_trace
+from framework.config import Settings
 from framework.errors import CallerError, Conflict
 from framework.messages import assistant, user
+from framework.models.adapter_files import linears_of
+from framework.models.adapters import AdapterStore
+from framework.models.catalog import Catalog
 from framework.prompts.reading import UNANSWERABLE
+from framework.testing.adapters import write_lora
 from framework.testing.scripted import ScriptedChat
+from framework.testing.tiny_chat import write_tiny_chat
 from framework.training.cards import read_card
 from framework.training.datasets import ChatRow, Provenance, read_rows, write_rows
 from framework.training.passages import Passage
@@ -197,13 +205,25 @@ def test_generate_goes_on_after_a_kill_and_makes_the_same(documents: Path, folde
     assert Path("made.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
 
 
+def test_a_run_under_an_adapter_is_known_by_its_content(folder: Path, settings: Settings) -> None:
+    model, store = write_tiny_chat(folder / "model"), AdapterStore.open(settings)
+    base = Catalog().resolve(str(model))
+    digests = [_model(str(model), settings)[1]]
+    for name, seed in (("a", 1), ("a", 2), ("b", 2)):
+        own = write_lora(folder / f"{name}-{seed}", linears_of(model), seed=seed)
+        store.add(name, own, base, settings.core.tenant, overwrite=True)
+        digests.append(_model(f"{model}:{name}", settings)[1])
+    assert digests[2] == digests[3]
+    assert len(set(digests)) == 3
+
+
 def test_generate_wants_files_or_a_collection(folder: Path) -> None:
     lectern(dataset, "generate", "-o", "made.jsonl", "--licence", "MIT", fails=CallerError)
 
 
 def test_a_trace_that_finds_nothing_says_so() -> None:
     messages, tools = search_trace("Who?", [Passage("a.md", LEAVE, 0, "A > B")], None, "")
-    assert "found no passage" in messages[-1].content
+    assert messages[-1].content == DECLINED
     assert "[1] A > B (a.md)" in messages[3].content
     assert ChatRow(messages, "a.md", OURS, tools).to_json()["tools"][0]["function"]["name"] == "search_docs"
 
@@ -224,6 +244,9 @@ def test_feedback_on_a_thread_becomes_rows(folder: Path) -> None:
     assert learned.messages[-1].content == "It is 24 days."
     assert (preferred.chosen.content, preferred.rejected.content) == ("It is 24 days.", "Nine days.")
     assert learned.document == "thread t"
+    Path("chat.jsonl").unlink()
+    lectern(dataset, *words, fails=Conflict)  # for the other file, which is there
+    assert not Path("chat.jsonl").exists()
     lectern(feedback, "remove", json.loads(line)["run_id"])
     lectern(dataset, *words, "--overwrite", fails=CallerError)
 

@@ -98,6 +98,8 @@ def test_another_tenant_neither_judges_nor_reads(agent: Callable[..., Agent], se
         ({}, "verdict must be"),
         ({"verdict": "fine"}, "verdict must be"),
         ({"verdict": "up", "correction": "x"}, "needs no correction"),
+        ({"correction": " \n"}, "correction is blank"),
+        ({"verdict": "down", "correction": " "}, "correction is blank"),
         ({"verdict": "up", "comment": "x" * 20_001}, "at most 20000"),
         ({"verdict": "up", "comment": "\ud800"}, "surrogate"),
     ],
