@@ -238,7 +238,7 @@ class Retriever:
 
     def _rounds(self, plan: _Plan) -> _Found:
         """Candidates until k of them are live: points may be stale while a document is being replaced."""
-        size = max(self.config.pool, 2 * plan.k)
+        size = max(self.config.pool, 2 * plan.k, self.config.rerank_candidates if plan.reranker else 0)
         while True:
             pool = self._candidates(plan, size)
             found = self._live(plan, pool)

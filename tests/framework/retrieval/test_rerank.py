@@ -93,6 +93,11 @@ async def test_hits_beyond_the_candidates_follow_without_a_score_of_the_model() 
     assert (found.reranked, plain.reranked) == (4, 0)
 
 
+async def test_as_many_candidates_as_are_asked_for_are_read_from_a_small_pool() -> None:
+    config = SearchConfig(rerank=True, rerank_candidates=50, pool=10, mode="lexical", k=2)
+    assert (await retriever(config).search("copper wire")).reranked == 50
+
+
 async def test_the_call_decides_before_the_configuration() -> None:
     model = Longest()
     await retriever(SearchConfig(), model).search("copper wire")
