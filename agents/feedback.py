@@ -61,7 +61,8 @@ class Feedback:
             verdict: "up" or "down"; a correction alone means "down".
 
         Raises:
-            CallerError: neither verdict nor correction, a correction that is blank or of an answer that is "up", a text too long.
+            CallerError: neither verdict nor correction, a correction of an answer that is "up", a blank correction, a
+                text too long.
             NotFound: no such run of this tenant is known here.
         """
         seen = RECENT.get(tenant, run_id) or self._stored(tenant, run_id)
