@@ -183,7 +183,11 @@ class ChatModel(Protocol):
 
 
 def in_role(model: ChatModel, role: Role) -> ChatModel | None:
-    """The model as it was trained for a role, where it was; it is the owner's to close. May look at the disk."""
+    """The model as it was trained for a role, where it was; it is the owner's to close. May look at the disk.
+
+    Raises:
+        Conflict: what it was trained to is deactivated, or was refused by the parity gate.
+    """
     trained = getattr(model, "in_role", None)
     found: ChatModel | None = trained(role) if trained is not None else None
     return found

@@ -21,7 +21,8 @@ class SearchConfig:
     Attributes:
         mode: "hybrid" fuses both rankings, "dense" and "lexical" use one.
         k: hits to return.
-        pool: candidates that each ranking contributes before fusion; grows with k and when candidates turn out stale.
+        pool: candidates that each ranking contributes before fusion; grows with k, with `rerank_candidates`, and when
+            candidates turn out stale.
         fusion: "dbsf" adds scores, each ranking's scaled by its distribution; "rrf" adds reciprocal ranks.
         rrf_k: the constant of reciprocal rank fusion; larger flattens the difference between ranks.
         dense_weight, lexical_weight: each ranking's share in the fusion.
