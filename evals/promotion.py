@@ -13,8 +13,7 @@ from typing import Any
 from uuid import uuid4
 
 from evals.contest import Contest, Rule, counted, hold
-from evals.identity import adapter_base
-from evals.targets import Progress
+from evals.targets import Progress, adapter_base
 from evals.task import Task
 from evals.trail import Entry, Trail
 from framework.config import Settings
