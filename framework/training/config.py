@@ -5,16 +5,29 @@ from __future__ import annotations
 from dataclasses import asdict, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from framework.config import read_toml
 from framework.errors import ConfigError
+from framework.models.adapters import check_name
 
 Recipe: TypeAlias = Literal["sft", "dpo", "reward", "grpo", "embedding", "reranker"]
 STRICT = ConfigDict(extra="forbid")
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+CountOr0: TypeAlias = Annotated[int, Field(ge=0)]
+Positive: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveOr0: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+CHAT: Final = ("sft", "dpo", "grpo")  # recipes whose adapters answer as chat models
+BOUNDS: Final = {  # pydantic's names of what is wrong with a number
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than": "must be below {lt:g}",
+    "finite_number": "must be a finite number",
+}
 # Sections that only some recipes read; a run is the same one whatever the others say.
 READ_BY: Final = {"pairs": ("embedding", "reranker"), "preference": ("dpo", "reward", "grpo")}
 
@@ -34,10 +47,10 @@ class DataConfig:
 
     train: tuple[Path, ...] = ()
     validation: tuple[Path, ...] = ()
-    validation_share: float = 0.05
+    validation_share: Share = 0.05
     exclude: tuple[Path, ...] = ()
-    max_length: int = 1024
-    unrelated: int = 3
+    max_length: Count = 1024
+    unrelated: CountOr0 = 3
 
 
 @dataclass(frozen=True, slots=True, config=STRICT)
@@ -56,9 +69,9 @@ class AdapterConfig:
     """
 
     kind: Literal["lora", "ia3", "full"] = "lora"
-    rank: int = 16
-    alpha: float = 0
-    dropout: float = 0.0
+    rank: Count = 16
+    alpha: PositiveOr0 = 0
+    dropout: Share = 0.0
     targets: tuple[str, ...] = ()
     weights: Literal["float32", "bfloat16"] = "bfloat16"
     start: Path | None = None
@@ -82,17 +95,17 @@ class OptimizerConfig:
         threads: of a CPU; 0: all.
     """
 
-    learning_rate: float = 5e-4
-    epochs: float = 2.0
-    steps: int = 0
-    sequences: int = 8
-    warmup: float = 0.05
+    learning_rate: Positive = 5e-4
+    epochs: Positive = 2.0
+    steps: CountOr0 = 0
+    sequences: Count = 8
+    warmup: Share = 0.05
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = "cosine"
-    weight_decay: float = 0.0
-    max_norm: float = 1.0
-    seed: int = 0
+    weight_decay: PositiveOr0 = 0.0
+    max_norm: PositiveOr0 = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    threads: int = 0
+    threads: CountOr0 = 0
 
 
 @dataclass(frozen=True, slots=True, config=STRICT)
@@ -107,9 +120,9 @@ class PairsConfig:
     """
 
     kind: Literal["late-interaction", "cross-encoder"] = "late-interaction"
-    negatives: int = 3
-    scale: float = 20.0
-    head_learning_rate: float = 5e-3
+    negatives: CountOr0 = 3
+    scale: Positive = 20.0
+    head_learning_rate: PositiveOr0 = 5e-3
 
 
 @dataclass(frozen=True, slots=True, config=STRICT)
@@ -128,21 +141,21 @@ class PreferenceConfig:
         weights: of the rewards, in their order; empty: 1 each.
     """
 
-    beta: float = 0.1
-    kl_bound: float = 0.2
-    generations: int = 4
-    max_new_tokens: int = 64
-    temperature: float = 1.0
+    beta: Positive = 0.1
+    kl_bound: Positive = 0.2
+    generations: Annotated[int, Field(ge=2)] = 4
+    max_new_tokens: Count = 64
+    temperature: Positive = 1.0
     rewards: tuple[str, ...] = ("f1", "verbatim", "declines", "call")
-    weights: tuple[float, ...] = ()
+    weights: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, config=STRICT)
 class CheckpointConfig:
     """Section `[checkpoints]`: `every` so many updates a state to resume from is written; `keep` of them stay."""
 
-    every: int = 50
-    keep: int = 2
+    every: Count = 50
+    keep: Count = 2
 
 
 @dataclass(frozen=True, slots=True, config=STRICT)
@@ -157,7 +170,7 @@ class EvaluateConfig:
 
     target: tuple[Path, ...] = ()
     general: tuple[Path, ...] = ()
-    limit: int = 0
+    limit: CountOr0 = 0
 
 
 @dataclass(frozen=True, slots=True, config=STRICT)
@@ -217,7 +230,7 @@ def read_config(path: Path) -> TrainConfig:
     """
     values = read_toml(path)
     try:
-        return TypeAdapter(TrainConfig).validate_python(values)
+        config = TypeAdapter(TrainConfig).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -225,7 +238,39 @@ def read_config(path: Path) -> TrainConfig:
             raise ConfigError(
                 f"{path}: unknown key {place}.", hint=_near(str(first["loc"][-1])), field=place
             ) from error
-        raise ConfigError(f"{path}: {place}: {first['msg']}, got {first['input']!r}.", field=place) from error
+        said = BOUNDS[first["type"]].format(**first.get("ctx", {})) if first["type"] in BOUNDS else first["msg"]
+        raise ConfigError(f"{path}: {place}: {said}, got {first['input']!r}.", field=place) from error
+    check(config)
+    return config
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse what does not go together, before anything is trained.
+
+    Raises:
+        CallerError: the name can't name an adapter.
+        ConfigError: this recipe does not make or start from such an adapter, or can't make it live.
+    """
+    check_name(config.name)
+    recipe, kind, pairs = config.recipe, config.adapter.kind, config.pairs
+    late = recipe == "reranker" and pairs.kind == "late-interaction"
+    if recipe in READ_BY["pairs"] and (kind == "ia3" or (late and kind == "full")):
+        raise ConfigError(
+            f"The recipe {recipe!r}{' of late interaction' if late else ''} has no adapter of the kind {kind!r}.",
+            hint='Set adapter.kind = "lora".',
+            field="adapter.kind",
+        )
+    if recipe == "reranker" and not late and not pairs.negatives:
+        raise ConfigError("A cross-encoder learns from negatives: pairs.negatives is 0.", field="pairs.negatives")
+    answers, what = recipe in CHAT and kind != "full", "full tuning" if recipe in CHAT else f"the recipe {recipe!r}"
+    if config.adapter.start is not None and not answers:
+        raise ConfigError(f"adapter.start is set, and {what} starts from the base.", field="adapter.start")
+    if config.publish.live and not answers:
+        raise ConfigError(
+            f"publish.live is set, and {what} makes no adapter that answers.",
+            hint="Leave it out, and name the run's folder where the result is used.",
+            field="publish.live",
+        )
 
 
 def _near(key: str) -> str:

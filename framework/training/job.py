@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from framework.errors import CallerError
 from framework.models.catalog import Resolved
 from framework.training.attention import register
-from framework.training.config import TrainConfig
+from framework.training.config import CHAT, TrainConfig
 from framework.training.packing import Packed, pack
 from framework.training.progress import Say, callback, diverged, on_terminal
 from framework.training.run import RunFolder
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from peft import PeftConfig
 
     from framework.training.data import Data
-
-CHAT_RECIPES: Final = ("sft", "dpo", "grpo")  # whose adapters answer as chat models
 
 
 @dataclass(frozen=True)
@@ -194,7 +192,7 @@ class Job:
         from framework.training.data import Data
         from framework.training.probes import COUNT, REFERENCE, probes_of, record
 
-        if self.config.recipe not in CHAT_RECIPES:
+        if self.config.recipe not in CHAT:
             return
         rows = self.data.validation if self.config.recipe != "dpo" else ()
         chosen = Data((), rows[:: max(1, len(rows) // COUNT)][:COUNT])

@@ -11,6 +11,7 @@ from pathlib import Path
 from framework.config import Settings
 from framework.errors import CallerError, ConfigError
 from framework.extras import require
+from framework.models.adapter_files import FILES
 from framework.models.catalog import Catalog, Resolved
 from framework.models.config import ModelsConfig
 from framework.training import card, curves, rewards, scores
@@ -22,6 +23,7 @@ from framework.training.leaks import HeldOut, find_leaks, held_out_row, read_hel
 from framework.training.progress import Say, on_terminal
 from framework.training.row_parts import parts_of
 from framework.training.run import FINISHED, RunFolder, files_hash
+from framework.training.tuning import check_start
 
 NEEDED = ("peft", "trl", "datasets", "sentence_transformers", "accelerate", "matplotlib")
 
@@ -36,23 +38,29 @@ def run_file(
         evaluate: run the evaluations that the file names, before and after.
 
     Raises:
-        ConfigError: the file is wrong.
-        CallerError: the data is wrong, or training data holds what was to be held out.
-        Conflict: the run folder holds another run.
+        ConfigError: the file is wrong, or the adapter to start from has another form.
+        CallerError: the data is wrong, or training data holds what was to be held out; the training diverged.
+        Conflict: the run folder holds another run; the adapter to start from has another base.
     """
     require("train", *NEEDED)
     _quiet()
     config = read_config(path)
     folder = path.resolve().parent
     base = Catalog(settings.section("models", ModelsConfig)).resolve(config.base)
-    data, hashes = load(config, folder, say)
+    known = base_hashes(base)
+    data, files = load(config, folder, say)
     if config.adapter.start is not None:
-        started = folder / config.adapter.start / "adapter_model.safetensors"
-        hashes |= files_hash([started] if started.is_file() else [])
+        start = folder / config.adapter.start
+        check_start(config.adapter, start, base, known)
+        files += [start / name for name in FILES]
     if config.recipe == "grpo":
-        hashes |= files_hash(rewards.files(config.preference.rewards, folder))
+        files += rewards.files(config.preference.rewards, folder)
     run = RunFolder(folder / config.out)
-    facts = {"config": config.values(), "data": hashes, "base": {"name": base.card.name, "files": base_hashes(base)}}
+    facts = {
+        "config": config.values(),
+        "data": files_hash(files),
+        "base": {"name": base.card.name, "files": known},
+    }
     if run.begin(facts, restart):
         say(f"{run.path} is finished already; --restart trains again.")
         return run, config
@@ -68,8 +76,8 @@ def run_file(
     return run, config
 
 
-def load(config: TrainConfig, folder: Path, say: Say) -> tuple[Data, dict[str, str]]:
-    """The rows of a configuration, split and checked, and the hashes of the files that they came from.
+def load(config: TrainConfig, folder: Path, say: Say) -> tuple[Data, list[Path]]:
+    """The rows of a configuration, split and checked, and the files that they came from.
 
     Raises:
         CallerError: a file is wrong, or a held-out text is among the training rows.
@@ -86,7 +94,7 @@ def load(config: TrainConfig, folder: Path, say: Say) -> tuple[Data, dict[str, s
         raise _nothing(material)
     refuse_leaks(rows, held_out if validation_files else (), _expanded(options.exclude, folder, "data.exclude"))
     say(f"{len(rows):,} rows to train on, {len(held_out):,} to measure the loss on.")
-    return Data(tuple(rows), tuple(held_out)), files_hash([*train_files, *validation_files])
+    return Data(tuple(rows), tuple(held_out)), [*train_files, *validation_files]
 
 
 def _nothing(material: Material) -> CallerError:

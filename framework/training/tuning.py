@@ -1,11 +1,15 @@
-"""Which parameters are trained: all, LoRA's or (IA)³'s, and how many that are."""
+"""Which parameters are trained: all, LoRA's or (IA)³'s, how many that are, and what adapter they may start from."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from framework.errors import CallerError
+from framework.errors import CallerError, ConfigError, Conflict
+from framework.models.adapter_files import FILES
+from framework.models.catalog import Resolved
 from framework.training.config import AdapterConfig
 
 if TYPE_CHECKING:
@@ -49,8 +53,6 @@ def adapter_of(config: AdapterConfig, task: str = "CAUSAL_LM", **options: Any) -
         targets = list(config.targets or IA3_TARGETS)
         inputs = [name for name in IA3_INPUTS if name in targets]
         return peft.IA3Config(task_type=task, target_modules=targets, feedforward_modules=inputs, **options)
-    if config.rank < 1:
-        raise CallerError(f"adapter.rank must be at least 1, got {config.rank}.", field="adapter.rank")
     return peft.LoraConfig(
         task_type=task,
         r=config.rank,
@@ -67,6 +69,68 @@ def count(model: torch.nn.Module) -> Parameters:
     return Parameters(sum(p.numel() for p in unique if p.requires_grad), sum(p.numel() for p in unique))
 
 
-def lora_parameters(shapes: list[tuple[int, int]], rank: int) -> int:
-    """LoRA's parameters for linear layers of shape (out, in): 2,304 for one of 512 × 64 at rank 4 (full: 32,768)."""
-    return sum(rank * (out + into) for out, into in shapes)
+def check_start(config: AdapterConfig, start: Path, base: Resolved, files: Mapping[str, str]) -> None:
+    """Refuse to go on from an adapter of another base or another form.
+
+    Args:
+        start: the adapter's folder.
+        files: SHA-256 of the base's files, by name.
+
+    Raises:
+        CallerError: there is no adapter.
+        Conflict: it was trained on another base.
+        ConfigError: its form is not the configured one.
+    """
+    import peft
+
+    from framework.training.publish import Trained
+
+    if not all((start / name).is_file() for name in FILES):
+        raise CallerError(f"There is no adapter in {start}.", field="adapter.start")
+    trained = Trained.read(start)
+    other = [name for name, digest in (trained.base_files or {}).items() if files.get(name) != digest]
+    if other:
+        raise Conflict(
+            f"The adapter in {start} was trained on another base, {trained.base}: {other[0]} of {base.card.name} is not"
+            " what it was then.",
+            field="adapter.start",
+        )
+    found, wished = _form(peft.PeftConfig.from_pretrained(str(start)), base), _form(adapter_of(config), base)
+    for key, value in wished.items():
+        if found.get(key) != value:
+            raise ConfigError(
+                f"adapter.{key} is {value!r}, and the adapter in {start} has {found.get(key)!r}.",
+                hint="What goes on from an adapter keeps its form.",
+                field=f"adapter.{key}",
+            )
+
+
+def _form(adapter: Any, base: Resolved) -> dict[str, Any]:
+    """What the configuration says of an adapter, from what PEFT says; names of layers without what leads to them."""
+    kind = adapter.peft_type.value.lower()
+    targets = adapter.target_modules
+    if targets == "all-linear":
+        targets = _linears(base)
+    names = targets if isinstance(targets, str) else sorted({name.rpartition(".")[2] for name in targets})
+    if kind != "lora":
+        return {"kind": kind, "targets": names}
+    return {
+        "kind": kind,
+        "rank": adapter.r,
+        "alpha": adapter.lora_alpha,
+        "dropout": adapter.lora_dropout,
+        "targets": names,
+    }
+
+
+def _linears(base: Resolved) -> list[str]:
+    """Every linear layer but the output's, by name: what PEFT takes "all-linear" for."""
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(base.path, local_files_only=True, trust_remote_code=False)
+    auto: Any = transformers.AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(config, trust_remote_code=False)
+    output = model.get_output_embeddings()
+    return [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and module != output]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -51,6 +52,74 @@ def test_a_value_of_the_wrong_type_is_named_with_its_place(bench: Bench, questio
 def test_a_recipe_that_there_is_not_lists_those_that_there_are(bench: Bench) -> None:
     said = refused(bench, bench.config("rlhf"), ConfigError)
     assert "'sft', 'dpo', 'reward', 'grpo', 'embedding' or 'reranker'" in said
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("optimizer", "learning_rate", 0, "must be above 0, got 0"),
+        ("optimizer", "learning_rate", float("inf"), "must be a finite number"),
+        ("optimizer", "steps", -1, "must be at least 0, got -1"),
+        ("optimizer", "epochs", 0, "must be above 0"),
+        ("optimizer", "sequences", 0, "must be at least 1"),
+        ("optimizer", "warmup", 1.5, "must be below 1, got 1.5"),
+        ("checkpoints", "every", 0, "must be at least 1"),
+        ("data", "max_length", 0, "must be at least 1"),
+        ("data", "validation_share", 1, "must be below 1"),
+        ("adapter", "rank", 0, "must be at least 1"),
+        ("pairs", "negatives", -1, "must be at least 0"),
+    ],
+)
+def test_an_impossible_number_is_named_with_its_key(
+    bench: Bench, section: str, key: str, value: float, said: str
+) -> None:
+    config = bench.config(**{section: {key: value}})
+    config.write_text(config.read_text(encoding="utf-8").replace("Infinity", "inf"), encoding="utf-8")
+    assert f"{section}.{key}: {said}" in refused(bench, config, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sections", "field"),
+    [
+        ("reranker", {"adapter": {"kind": "full"}}, "adapter.kind"),
+        ("reranker", {"adapter": {"kind": "ia3"}}, "adapter.kind"),
+        ("embedding", {"adapter": {"kind": "ia3"}}, "adapter.kind"),
+        ("reranker", {"pairs": {"kind": "cross-encoder", "negatives": 0}}, "pairs.negatives"),
+        ("embedding", {"adapter": {"start": "first/adapter"}}, "adapter.start"),
+        ("reranker", {"adapter": {"start": "first/adapter"}}, "adapter.start"),
+        ("reward", {"adapter": {"start": "first/adapter"}}, "adapter.start"),
+        ("sft", {"adapter": {"kind": "full", "start": "first/adapter"}}, "adapter.start"),
+        ("sft", {"adapter": {"kind": "full"}, "publish": {"live": True}}, "publish.live"),
+        ("reward", {"publish": {"live": True}}, "publish.live"),
+        ("embedding", {"publish": {"live": True}}, "publish.live"),
+        ("reranker", {"publish": {"live": True}}, "publish.live"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_anything_is_made(
+    bench: Bench, recipe: str, sections: dict[str, dict[str, Any]], field: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        bench.train(bench.config(recipe, **sections))
+    assert caught.value.field == field
+    assert not (bench.folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "sections"),
+    [
+        ("reranker", {"pairs": {"kind": "cross-encoder"}, "adapter": {"kind": "full"}}),
+        ("embedding", {"adapter": {"kind": "full"}}),
+        ("grpo", {"adapter": {"start": "first/adapter", "kind": "ia3"}, "publish": {"live": True}}),
+    ],
+)
+def test_what_goes_together_is_read(bench: Bench, recipe: str, sections: dict[str, dict[str, Any]]) -> None:
+    assert read_config(bench.config(recipe, **sections)).recipe == recipe
+
+
+def test_a_name_that_no_adapter_can_have_is_refused_before_anything_is_made(bench: Bench) -> None:
+    config = bench.config()
+    config.write_text(config.read_text(encoding="utf-8").replace('"tiny"', '"a name"'), encoding="utf-8")
+    assert "'a name' can't name an adapter" in refused(bench, config)
 
 
 def test_a_missing_configuration_is_named(bench: Bench) -> None:
@@ -208,6 +277,49 @@ def test_a_row_in_training_and_validation_stops_the_run(bench: Bench, questions:
     bench.rows([{**leak, "document": "other"}], "validation.jsonl")
     said = refused(bench, bench.config(data={"validation": ["validation.jsonl"]}))
     assert "hold what is held out" in said
+
+
+# An adapter to go on from
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        ({"rank": 8}, "adapter.rank is 8, and the adapter in .* has 4"),
+        ({"alpha": 3}, "adapter.alpha is 3.0, and the adapter in .* has 8"),
+        ({"kind": "ia3"}, "adapter.kind is 'ia3', and the adapter in .* has 'lora'"),
+        ({"targets": ["q_proj"]}, r"adapter.targets is \['q_proj'\], and the adapter in .* has \['down_proj', "),
+    ],
+)
+def test_a_run_goes_on_only_from_an_adapter_of_its_form(
+    bench: Bench, questions: Rows, adapter: dict[str, Any], said: str
+) -> None:
+    bench.rows(questions(8))
+    bench.train(bench.config(name="first", optimizer={"steps": 1}))
+    config = bench.config(adapter={"start": "first/adapter", **adapter})
+    assert re.search(said, refused(bench, config, ConfigError))
+
+
+def test_a_run_goes_on_only_from_an_adapter_of_its_base(bench: Bench, questions: Rows) -> None:
+    bench.rows(questions(8))
+    bench.train(bench.config(name="first", optimizer={"steps": 1}))
+    config = bench.config(optimizer={"steps": 1}, adapter={"start": "first/adapter"})
+    other = bench.folder / "other"
+    shutil.copytree(bench.base, other)
+    (other / "config.json").write_text((other / "config.json").read_text(encoding="utf-8") + " ", encoding="utf-8")
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace(str(bench.base), str(other)), encoding="utf-8")
+    assert "trained on another base" in refused(bench, config, Conflict)
+    config.write_text(text, encoding="utf-8")
+    data = bench.train(config).read()["facts"]["data"]
+    first = bench.folder / "first" / "adapter"
+    assert data["adapter_config.json"] == file_hash(first / "adapter_config.json")
+    assert data["adapter_model.safetensors"] == file_hash(first / "adapter_model.safetensors")
+
+
+def test_a_run_goes_on_from_an_adapter_that_there_is(bench: Bench, questions: Rows) -> None:
+    bench.rows(questions(8))
+    assert "There is no adapter in" in refused(bench, bench.config(adapter={"start": "first/adapter"}))
 
 
 # The run folder
