@@ -16,6 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from io import SEEK_END
 from itertools import count
 from pathlib import Path
@@ -52,10 +53,14 @@ class RunFolder:
         Raises:
             Conflict: the folder holds a run of other facts, or something else.
         """
+        if self.path.exists() and any(self.path.iterdir()) and not self._is_ours():
+            raise Conflict(
+                f"{self.path} holds something that is no run of `lectern train`.",
+                hint="Choose another `out`.",
+                field="out",
+            )
         if restart and self.record.exists():
             shutil.rmtree(self.path)
-        if self.path.exists() and not self.record.exists() and any(self.path.iterdir()):
-            raise Conflict(f"{self.path} holds something that is no run.", hint="Choose another `out`.", field="out")
         identity = json.loads(json.dumps(facts, default=str))
         if self.record.exists():
             known = self.read()
@@ -76,6 +81,41 @@ class RunFolder:
             raise OperatorError(f"The run folder {self.path} can't be made: {error.strerror}.", field="out") from error
         self._write({"state": RUNNING, "started": time.time(), "facts": identity, "versions": versions()})
         return False
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes out of the run.
+
+        Raises:
+            Conflict: another one trains here.
+            OperatorError: the folder around it can't be made or written.
+        """
+        from filelock import FileLock, Timeout
+
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            # Beside the folder: in it, it would go with --restart.
+            lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
+            lock.acquire()
+        except Timeout:
+            holder = self.read().get("process", "another") if self._is_ours() else "another"
+            raise Conflict(
+                f"Process {holder} trains in {self.path}.", hint="Wait for it, or choose another `out`.", field="out"
+            ) from None
+        except OSError as error:
+            raise OperatorError(f"The run folder {self.path} can't be made: {error.strerror}.", field="out") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _is_ours(self) -> bool:
+        """Whether run.json is a training run's; evaluations have one too."""
+        try:
+            values = self.read()
+        except (OSError, ValueError):
+            return False
+        return isinstance(values, dict) and {"state", "facts"} <= values.keys()
 
     @property
     def record(self) -> Path:

@@ -40,7 +40,8 @@ def run_file(
     Raises:
         ConfigError: the file is wrong, or the adapter to start from has another form.
         CallerError: the data is wrong, or training data holds what was to be held out; the training diverged.
-        Conflict: the run folder holds another run; the adapter to start from has another base.
+        Conflict: the run folder holds another run, or another process trains in it; the adapter to start from has
+            another base.
     """
     require("train", *NEEDED)
     _quiet()
@@ -61,19 +62,28 @@ def run_file(
         "data": files_hash(files),
         "base": {"name": base.card.name, "files": known},
     }
-    if run.begin(facts, restart):
-        say(f"{run.path} is finished already; --restart trains again.")
-        return run, config
-    run.note(rows={"train": len(data.train), "validation": len(data.validation)})
-    if evaluate:
-        scores.measure(run, config, base, folder, "before", settings, say)
-    _recipe(config.recipe)(Job(config, base, data, run, say, folder))
-    curves.draw(run)
-    if evaluate and config.recipe != "reward":
-        scores.measure(run, config, base, folder, "after", settings, say)
-    card.write(run, config, base, data)
-    run.note(state=FINISHED)
+    with run.held():
+        if run.begin(facts, restart):
+            say(f"{run.path} is finished already; --restart trains again.")
+        else:
+            _make(Job(config, base, data, run, say, folder), settings, evaluate)
     return run, config
+
+
+def _make(job: Job, settings: Settings, evaluate: bool) -> None:
+    """The run itself, from the evaluations before to the card."""
+    run, config, data = job.run, job.config, job.data
+    run.note(rows={"train": len(data.train), "validation": len(data.validation)}, process=os.getpid())
+    # Nothing answers with a reward model: there is nothing of it to evaluate.
+    measured = evaluate and config.recipe != "reward"
+    if measured:
+        scores.measure(run, config, job.base, job.folder, "before", settings, job.say)
+    _recipe(config.recipe)(job)
+    curves.draw(run)
+    if measured:
+        scores.measure(run, config, job.base, job.folder, "after", settings, job.say)
+    card.write(run, config, job.base, data)
+    run.note(state=FINISHED)
 
 
 def load(config: TrainConfig, folder: Path, say: Say) -> tuple[Data, list[Path]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from framework.training.config import TrainConfig, read_config
 from framework.training.leaks import find_leaks, held_out_row
 from framework.training.rows import ChatRow
 from framework.training.run import RunFolder, file_hash, files_hash
-from framework.training.start import load
+from framework.training.start import load, run_file
 
 from .conftest import Bench
 
@@ -424,6 +425,51 @@ def test_a_folder_with_something_else_in_it_is_not_touched(bench: Bench, questio
     with pytest.raises(Conflict, match="holds something that is no run"):
         bench.train(bench.config(), restart=True)
     assert (bench.folder / "run" / "thesis.txt").read_text(encoding="utf-8") == "mine"
+
+
+@pytest.mark.parametrize("record", ['{"fingerprint": "1", "metrics": {}}', "{"])
+@pytest.mark.parametrize("restart", [False, True])
+def test_the_folder_of_an_evaluation_is_not_touched(bench: Bench, questions: Rows, record: str, restart: bool) -> None:
+    bench.rows(questions(8))
+    (bench.folder / "run").mkdir()
+    (bench.folder / "run" / "run.json").write_text(record, encoding="utf-8")
+    with pytest.raises(Conflict, match="holds something that is no run of `lectern train`"):
+        bench.train(bench.config(), restart=restart)
+    assert (bench.folder / "run" / "run.json").read_text(encoding="utf-8") == record
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_folder_that_another_process_trains_in_is_not_touched(
+    bench: Bench, questions: Rows, restart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.rows(questions(8))
+    config = bench.config(optimizer={"steps": 2})
+    said: list[str] = []
+
+    def meanwhile(run: RunFolder, *_: Any) -> None:
+        # A second start while the first evaluates, of a file that was edited: no state keeps it from beginning anew.
+        bench.config(optimizer={"steps": 3})
+        with pytest.raises(Conflict) as caught:
+            run_file(config, bench.settings, say=lambda _: None, restart=restart)
+        said.append(str(caught.value))
+
+    monkeypatch.setattr("framework.training.scores.measure", meanwhile)
+    run = bench.train(config)
+    assert said == [f"Process {os.getpid()} trains in {run.path}. Wait for it, or choose another `out`."] * 2
+    assert run.read()["facts"]["config"]["optimizer"]["steps"] == 2
+    assert run.read()["state"] == "finished"
+
+
+def test_a_reward_model_answers_nothing_and_is_not_evaluated(
+    bench: Bench, preferences: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.rows(preferences(8))
+    moments: list[str] = []
+    monkeypatch.setattr("framework.training.scores.measure", lambda *given: moments.append(given[4]))
+    bench.train(bench.config("reward", "rated", optimizer={"steps": 1}))
+    assert not moments
+    bench.train(bench.config("dpo", "tuned", optimizer={"steps": 1}))
+    assert moments == ["before", "after"]
 
 
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
