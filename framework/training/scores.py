@@ -9,13 +9,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from framework.config import Settings
-from framework.errors import CallerError
+from framework.documents import content_hash
+from framework.errors import CallerError, NotFound
 from framework.models.adapters import AdapterStore
 from framework.models.catalog import Resolved
 from framework.training.config import TrainConfig
@@ -47,15 +49,15 @@ def measure(
     todo = [file for file in files if not any(name.partition(":")[0] == file.stem for name in known)]
     if not todo:
         return
-    subject = _base(config) if moment == "before" else _result(run, config, base, settings)
-    if config.recipe not in ("embedding", "reranker"):
-        subject = replace(subject, environ={**_reading(settings), **subject.environ})
-    for file in todo:
-        say(f"Evaluating {file.stem} {moment} training.")
-        out = run.path / "evaluations" / moment / file.stem
-        _evaluate(file, out, subject, config.evaluate.limit)
-        known |= _scores(file.stem, out)
-        run.note(scores={**run.read().get("scores", {}), moment: known})
+    with _base(config) if moment == "before" else _result(run, config, base, settings) as subject:
+        reading = {} if config.recipe in ("embedding", "reranker") else _reading(settings)
+        subject = replace(subject, environ={"LECTERN_LECTERN__HOME": str(settings.home), **reading})
+        for file in todo:
+            say(f"Evaluating {file.stem} {moment} training.")
+            out = run.path / "evaluations" / moment / file.stem
+            _evaluate(file, out, subject, config.evaluate.limit)
+            known |= _scores(file.stem, out)
+            run.note(scores={**run.read().get("scores", {}), moment: known})
 
 
 def _scores(name: str, out: Path) -> dict[str, Any]:
@@ -64,24 +66,35 @@ def _scores(name: str, out: Path) -> dict[str, Any]:
     return {f"{name}:{place}" if log["variant"] else name: log["metrics"] for place, log in logs.items()}
 
 
-def _base(config: TrainConfig) -> Subject:
+@contextmanager
+def _base(config: TrainConfig) -> Iterator[Subject]:
     if config.recipe == "reranker":
-        return Subject(("search.rerank=false",))
-    return Subject((_key("embedder" if config.recipe == "embedding" else "chat", config.base),))
+        yield Subject(("search.rerank=false",))
+    else:
+        yield Subject((_key("embedder" if config.recipe == "embedding" else "chat", config.base),))
 
 
-def _result(run: RunFolder, config: TrainConfig, base: Resolved, settings: Settings) -> Subject:
-    """The adapter under its name in a state directory of the run's own, so that nothing goes live by being measured."""
+@contextmanager
+def _result(run: RunFolder, config: TrainConfig, base: Resolved, settings: Settings) -> Iterator[Subject]:
+    """An adapter has a name of its own only while it is measured: under the run's it would be live."""
     if config.recipe == "embedding":
-        return Subject((_key("embedder", str(run.model)),))
-    if config.recipe == "reranker":
+        yield Subject((_key("embedder", str(run.model)),))
+    elif config.recipe == "reranker":
         made = run.adapter if run.adapter.is_dir() else run.model
-        return Subject((_key("reranker", str(made)), "search.rerank=true"))
-    if config.adapter.kind == "full":
-        return Subject((_key("chat", str(run.model)),))
-    home = (run.path / "evaluations" / "home").resolve()
-    AdapterStore(home).add(config.name, run.adapter, base, settings.core.tenant, overwrite=True)
-    return Subject((_key("chat", f"{config.base}:{config.name}"),), {"LECTERN_LECTERN__HOME": str(home)})
+        yield Subject((_key("reranker", str(made)), "search.rerank=true"))
+    elif config.adapter.kind == "full":
+        yield Subject((_key("chat", str(run.model)),))
+    else:
+        # The same after a kill, which leaves it behind: evaluations go on where they were.
+        name = f"{config.name[:44]}.trial.{content_hash(str(run.path.resolve()))[:12]}"
+        store, tenant = AdapterStore.open(settings), settings.core.tenant
+        with suppress(NotFound):
+            store.remove(name, tenant)
+        store.add(name, run.adapter, base, tenant)
+        try:
+            yield Subject((_key("chat", f"{config.base}:{name}"),))
+        finally:
+            store.remove(name, tenant)
 
 
 def _reading(settings: Settings) -> dict[str, str]:
@@ -96,11 +109,12 @@ def _key(kind: str, model: str) -> str:
 
 def _evaluate(file: Path, out: Path, subject: Subject, limit: int) -> None:
     command: Sequence[str] = [
-        *(sys.executable, "-m", "framework.cli", "eval", "run", str(file), "--out", str(out)),
+        *(sys.executable, "-m", "framework.cli", "eval", "run", str(file), "--out", str(out), "--json"),
         *(part for key in subject.keys for part in ("--set", key)),
         *(("--limit", str(limit)) if limit else ()),
     ]
     environ = {**os.environ, **subject.environ}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
-    if done.returncode not in (0, 1):  # 1: a threshold was missed, which is for promotion to judge
+    # 1: a threshold was missed, which is for promotion to judge; or a traceback, and then nothing was printed.
+    if done.returncode not in (0, 1) or not done.stdout.strip():
         raise CallerError(f"The evaluation {file} failed: {done.stderr.strip()[-800:]}", field="evaluate")
