@@ -65,16 +65,16 @@ class ReadingConfig:
     tokens: int = 600
     answers: Literal["sentence", "brief"] = "sentence"
     doubt: float = -3.0
-    threshold: float = 0.33
+    threshold: float = 0.25
     language: str = "en"
-    bias: float = -1.28
-    odds: float = 0.27
-    sure: float = 1.27
-    rank: float = -0.65
-    verbatim: float = -0.1
-    support: float = 0.28
-    cosine: float = 1.58
-    overlap: float = 0.43
+    bias: float = -1.72
+    odds: float = 0.28
+    sure: float = 0.48
+    rank: float = -0.5
+    verbatim: float = -0.34
+    support: float = 0.32
+    cosine: float = 1.77
+    overlap: float = 0.48
 
     def __post_init__(self) -> None:
         for name, least in (("passages", 1), ("tokens", 64)):
