@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -220,6 +221,15 @@ def quiet(trainer: Any) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
+def _sort_lists(path: Path) -> None:
+    """PEFT writes sets in any order; the same run gives the same file, and so the same digest."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("target_modules", "feedforward_modules"):
+        if isinstance(values.get(name), list):
+            values[name] = sorted(values[name])
+    path.write_text(json.dumps(values, indent=2, sort_keys=True), encoding="utf-8")
+
+
 def save_adapter(model: Any, folder: Path, weights: str, base: str) -> None:
     """As PEFT saves it, the tensors in the format that is wished, and no path of this machine in its configuration."""
     import torch
@@ -232,4 +242,5 @@ def save_adapter(model: Any, folder: Path, weights: str, base: str) -> None:
     model.peft_config["default"].base_model_name_or_path = base
     # Beside it DPO keeps a copy of an adapter that it went on with.
     model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False)
+    _sort_lists(folder / "adapter_config.json")
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -113,7 +113,8 @@ def publish_folder(
     if known is not None and known.digest != digest and not overwrite:
         raise Conflict(
             f"There is an adapter {name!r} with other content already.",
-            hint=f"Publish under another name and `lectern eval promote {name} OTHER`, or give --replace.",
+            hint=f"`lectern adapters publish {name} {place} --replace` replaces it; or publish it under another name"
+            f" and let `lectern eval promote {name} OTHER TASK` decide.",
             field="name",
         )
     report = _compared(trained, resolved, models, probes, say)

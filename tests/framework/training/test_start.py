@@ -506,3 +506,10 @@ def test_a_reward_that_is_no_number_is_refused(bench: Bench, questions: Rows) ->
     (bench.folder / "rewards.py").write_text("def odd(row, answer):\n    return float('nan')\n", encoding="utf-8")
     said = refused(bench, bench.config("grpo", preference={"rewards": ["rewards.py:odd"], "generations": 2}))
     assert "must be a finite number or None, got nan" in said
+
+
+def test_the_files_of_an_adapter_are_the_same_for_the_same_run(bench: Bench, questions: Rows) -> None:
+    bench.rows(questions(8))
+    saved = json.loads((bench.train(bench.config()).adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    assert saved["target_modules"] == sorted(saved["target_modules"])
+    assert len(saved["target_modules"]) > 1
