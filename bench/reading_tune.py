@@ -27,8 +27,8 @@ from agents.quoting import quote
 from agents.reading import SPEAKING, Part, Read, heading, judge, parts, read_part, speaking
 from bench.quoting_tune import Remembering, data_folder, least
 from bench.reading_data import Question, Task, reporting, tuning, without_gold
+from evals.identity import adapter_of
 from evals.metrics.answers import token_f1, tokens
-from evals.targets import adapter_of
 from framework.config import Settings
 from framework.documents import Hit, content_hash
 from framework.messages import Usage

@@ -13,7 +13,8 @@ from typing import Any
 from uuid import uuid4
 
 from evals.contest import Contest, Rule, counted, hold
-from evals.targets import Progress, adapter_base
+from evals.identity import adapter_base
+from evals.targets import Progress
 from evals.task import Task
 from evals.trail import Entry, Trail
 from framework.config import Settings
@@ -77,15 +78,21 @@ async def promote(
             trail.append(identity, "refused", **facts)
             return Promotion(identity, plain, contest, False)
         trail.append(identity, "decided", **facts)
-        try:
-            store.promote(
-                plain, new.name, tenant, promotion=identity, champion=old.digest if old else None, digest=new.digest
-            )
-        except LecternError as error:
-            trail.append(identity, "abandoned", problem=str(error))
-            raise
-        trail.append(identity, "done")
+        _switch(store, trail, identity, plain, old, new)
     return Promotion(identity, plain, contest, True)
+
+
+def _switch(
+    store: AdapterStore, trail: Trail, identity: str, name: str, old: NamedAdapter | None, new: NamedAdapter
+) -> None:
+    """Give the name its content, and note that it has it, or why not."""
+    champion = old.digest if old else None
+    try:
+        store.promote(name, new.name, new.tenant, promotion=identity, champion=champion, digest=new.digest)
+    except LecternError as error:
+        trail.append(identity, "abandoned", problem=str(error))
+        raise
+    trail.append(identity, "done")
 
 
 def rollback(name: str, settings: Settings, *, by: str = "", reason: str = "") -> NamedAdapter:

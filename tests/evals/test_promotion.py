@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 
 from evals import promotion
 from evals.contest import Rule
+from evals.identity import adapter_base, adapter_of
 from evals.promotion import Promotion, history, promote, rollback
 from evals.run_log import read_run
-from evals.targets import adapter_base, adapter_of
 from evals.task import Task, load_tasks
 from evals.trail import Trail
 from framework.config import Settings
