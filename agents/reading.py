@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from agents.citations import occurrences, sentence_with, word_list
+from agents.citations import occurrences, sentence_with, without_markers, word_list
 from agents.config import ReadingConfig
 from agents.evidence import FEATURES, Candidate, features, repeats
 from agents.sentences import split_sentences
@@ -39,7 +38,6 @@ ANSWERING = Regex(rf"([^\s{UNANSWERABLE[0]}]|{UNANSWERABLE[0]}[^{UNANSWERABLE[1]
 # What speaks for an answer; the last two are of the sentence that it stands in.
 SPEAKING = ("bias", "odds", "sure", "rank", "verbatim", "support", "cosine", "overlap")
 _COSINE, _OVERLAP = FEATURES.index("cosine"), FEATURES.index("overlap_heading")
-_NUMBERS = re.compile(r"\s*\[\d+\]")
 _ARTICLES = frozenset(("a", "an", "the"))
 
 
@@ -279,7 +277,8 @@ async def read_part(
         usage, declined = usage + usage_of(answer, messages, model), _declines(answer)
     chosen = [token.logprob for token in answer.logprobs]
     sure = sum(chosen) / len(chosen) if chosen else 0.0
-    text = "" if declined or answer.finish_reason == "length" else without_numbers(answer.message.content)
+    # A passage's own [7], which an answer has copied, would be taken for a citation.
+    text = "" if declined or answer.finish_reason == "length" else without_markers(answer.message.content).strip()
     made = Read(question, part, text, odds, sure, usage)
     return made if text and made.held and not _only_asks(made) else replace(made, text="")
 
@@ -295,11 +294,6 @@ def _only_asks(each: Read) -> bool:
     return repeats(each.question, each.part.hit.chunk.text[start:end])
 
 
-def without_numbers(text: str) -> str:
-    """A passage's own [7], which an answer has copied, would be taken for a citation."""
-    return _NUMBERS.sub("", text).strip()
-
-
 async def in_a_sentence(
     question: str,
     best: Read,
@@ -310,7 +304,7 @@ async def in_a_sentence(
     """The same answer as a sentence; the short one where the sentence leaves it out, or was cut after `most` tokens."""
     messages = reading_messages(question, best.part.text, heading(best.part.hit), Style.SENTENCE, before)
     answer = await complete(model, messages, params=GenerationParams(max_tokens=min(most, MOST_TOKENS[Style.SENTENCE])))
-    text = " ".join(without_numbers(answer.message.content).split())
+    text = " ".join(without_markers(answer.message.content).split())
     said, short = word_list(text), word_list(best.text)
     whole = answer.finish_reason == "stop" and not _declines(answer)
     same = said[:1] == [best.key] if best.key in YES_NO else f" {' '.join(short)} " in f" {' '.join(said)} "
