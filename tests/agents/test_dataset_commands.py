@@ -111,7 +111,9 @@ def test_documents_with_questions_count_as_the_rows_that_training_makes_of_them(
 
 
 def test_a_split_without_documents_is_refused(folder: Path) -> None:
-    lectern(dataset, "split", str(rows(folder / "a.jsonl", "one")), fails=CallerError)
+    refused = lectern(dataset, "split", str(rows(folder / "a.jsonl", "one")), fails=CallerError)
+    assert "falls into validation" in str(refused.exception)
+    assert not list(folder.glob("a.*.jsonl"))
 
 
 def test_leaks_names_the_row_and_ends_with_1(folder: Path) -> None:
@@ -218,7 +220,9 @@ def test_a_run_under_an_adapter_is_known_by_its_content(folder: Path, settings: 
 
 
 def test_generate_wants_files_or_a_collection(folder: Path) -> None:
-    lectern(dataset, "generate", "-o", "made.jsonl", "--licence", "MIT", fails=CallerError)
+    refused = lectern(dataset, "generate", "-o", "made.jsonl", "--licence", "MIT", fails=CallerError)
+    assert "collection" in str(refused.exception)
+    assert not Path("made.jsonl").exists()
 
 
 def test_a_trace_that_finds_nothing_says_so() -> None:
@@ -252,4 +256,5 @@ def test_feedback_on_a_thread_becomes_rows(folder: Path) -> None:
 
 
 def test_from_feedback_wants_a_file_to_write(folder: Path) -> None:
-    lectern(dataset, "from-feedback", "--licence", "MIT", fails=CallerError)
+    refused = lectern(dataset, "from-feedback", "--licence", "MIT", fails=CallerError)
+    assert "--chat" in str(refused.exception)

@@ -135,9 +135,9 @@ def test_the_command_lists_where_an_adapter_comes_from(
 
 
 def test_reading_what_ships_costs_once(store: AdapterStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.get("answers", TENANT, "tiny")
+    found = store.get("answers", TENANT, "tiny")
     monkeypatch.setattr("framework.engine.lora.identify", lambda folder: pytest.fail("read again"))
-    store.get("answers", TENANT, "tiny")
+    assert store.get("answers", TENANT, "tiny") == found
 
 
 @pytest.fixture
