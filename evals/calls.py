@@ -20,6 +20,7 @@ from typing import Any
 
 from framework.errors import ConfigError
 from framework.messages import Message, ToolSpec
+from framework.models.json_schema import misfit
 
 TYPES = {"dict": "object", "float": "number", "tuple": "array", "double": "number", "any": None, "": None}
 IGNORED = re.compile(r"[ ,./\-_*^]")  # marks that do not count in a string
@@ -123,14 +124,12 @@ def json_schema(node: Any) -> Any:
 
 def valid(call: Called, tools: Sequence[ToolSpec]) -> bool:
     """The tool is offered, and its schema allows the arguments."""
-    from jsonschema import Draft202012Validator
-
     values = call.values()
     tool = next((tool for tool in tools if tool.name == call.name), None)
     if tool is None or values is None:
         return False
     known = tool.parameters.get("properties", {})
-    return Draft202012Validator(tool.parameters).is_valid(values) and not values.keys() - known.keys()
+    return not misfit(values, tool.parameters) and not values.keys() - known.keys()
 
 
 def all_right(calls: Sequence[Called], expected: Sequence[Expected]) -> bool:

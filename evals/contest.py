@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 from agents.config import AgentConfig
 from evals.gates import ERRORS
 from evals.metrics import Metric
-from evals.report import Difference, Estimate, bootstrap, paired, shared_scores
+from evals.report import Difference, Estimate, estimate, paired, shared_scores
 from evals.run_log import read_records, read_run
 from evals.runner import Run, run_task
 from evals.targets import Progress, overlaid
@@ -196,7 +196,7 @@ def _compared(metric: Metric, before: Run | None, after: Run, rule: Rule, run: R
     if found is None:
         return Compared(name, new, before.estimates.get(name, empty), None, margin, "too few")
     outcome = _outcome(found, metric.higher_is_better, margin, rule.least)
-    old, new = (bootstrap(scores, seed=run.seed) for scores in shared_scores(a, b, name, errors=run.errors))
+    old, new = (estimate(scores, seed=run.seed) for scores in shared_scores(a, b, name, errors=run.errors))
     return Compared(name, new, old, found.estimate, margin, outcome)
 
 

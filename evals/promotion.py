@@ -57,10 +57,10 @@ async def promote(
         Conflict: champion or challenger can't be used, they are the same, or one was changed meanwhile.
         ConfigError: the task says nothing that could decide.
     """
-    counted(task)
     by = by or user_name()
     store, trail, tenant = AdapterStore.open(settings), Trail(settings.home), settings.core.tenant
     new = _adapter(store, challenger, settings)
+    counted(task)
     if new is None:
         return await _judge(name, challenger, task, settings, rule or Rule(), trail, by, limit, fresh, progress)
     plain = split_name(name)[1] or name

@@ -94,6 +94,22 @@ def measure(schema: Any, field: str) -> None:
         left.extend((child, depth + 1) for child in children)
 
 
+def misfit(value: Any, schema: Mapping[str, Any]) -> str:
+    """What is wrong with a value under a schema; empty where it fits. References to other documents are not fetched."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
+    dialect = validator_for(schema, default=Draft202012Validator)
+    try:
+        return next((fault.message for fault in dialect(schema, registry=Registry()).iter_errors(value)), "")
+    except (Unresolvable, re.error) as error:
+        return f"the schema can't be applied: {error}"
+    except RecursionError:
+        return "the schema can't be applied: it refers to itself without end"
+
+
 def _refuse_invalid(schema: Any, field: str) -> None:
     from jsonschema import FormatChecker, SchemaError
     from jsonschema.validators import Draft202012Validator, validator_for

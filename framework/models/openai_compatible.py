@@ -22,6 +22,7 @@ from framework.messages import Delta, Message, ToolSpec, Usage
 from framework.models.base import AUTO, GREEDY, Choice, Constraint, GenerationParams, JsonSchema, Regex, ToolChoice
 from framework.models.config import EndpointConfig
 from framework.models.constraints import check_schema, constraint_grammar
+from framework.models.json_schema import misfit
 from framework.models.openai_stream import StreamReader, error_text, events
 from framework.models.request import check_request
 
@@ -320,10 +321,8 @@ def _matches(text: str, pattern: str) -> bool:
 
 
 def _is_valid(text: str, schema: Mapping[str, Any]) -> bool:
-    from jsonschema import Draft202012Validator
-
     try:
-        return bool(Draft202012Validator(schema).is_valid(json.loads(text)))
+        return not misfit(json.loads(text), schema)
     except ValueError:
         return False
 

@@ -238,6 +238,8 @@ def read_config(path: Path) -> TrainConfig:
             raise ConfigError(
                 f"{path}: unknown key {place}.", hint=_near(str(first["loc"][-1])), field=place
             ) from error
+        if first["type"] == "missing":
+            raise ConfigError(f"{path}: {place} is missing.", field=place) from error
         said = BOUNDS[first["type"]].format(**first.get("ctx", {})) if first["type"] in BOUNDS else first["msg"]
         raise ConfigError(f"{path}: {place}: {said}, got {first['input']!r}.", field=place) from error
     check(config)

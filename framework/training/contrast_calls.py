@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from framework.messages import Message, ToolCall, ToolSpec
-from framework.training.tool_schemas import misfit, part_of
+from framework.models.json_schema import misfit
+from framework.training.tool_schemas import part_of
 
 WORD = re.compile(r"[\w'’.@:/-]*\w")
 DATE = re.compile(r"\d{4}-\d\d-\d\d")

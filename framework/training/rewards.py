@@ -19,6 +19,7 @@ from framework.documents import content_hash
 from framework.errors import ConfigError, ModelFault
 from framework.messages import Message, ToolCall, ToolSpec, assistant
 from framework.models.chat_text import ChatText
+from framework.models.json_schema import misfit
 from framework.prompts.reading import Style, taken_apart
 from framework.prompts.tool_formats import CALL, CallReader
 from framework.registry import Registry
@@ -26,7 +27,6 @@ from framework.training.asked import declined
 from framework.training.reward_model import RewardModel
 from framework.training.row_parts import words
 from framework.training.rows import ChatRow
-from framework.training.tool_schemas import misfit
 
 Reward: TypeAlias = Callable[[ChatRow, Message], float | None]
 FIELD: Final = "preference.rewards"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,11 +20,14 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from framework.messages import Message, ToolCall, ToolSpec, assistant, system, user
+from framework.models.json_schema import misfit
 from framework.prompts.tool_formats import NO_TOOL
 from framework.training.datasets import ChatRow, Provenance, read_models
-from framework.training.tool_schemas import misfit, part_of, schema_fault
+from framework.training.tool_schemas import part_of, schema_fault
 
 Text = Annotated[str, Field(min_length=1)]
+COMMON = {"get", "set", "list", "find", "add", "create", "update", "delete", "make", "send", "show", "check"}
+COMMON |= {"to", "of", "by", "for", "in", "and", "from", "with"}
 STRICT = ConfigDict(frozen=True, extra="forbid")
 # What stands in the system turn above the tools: nothing, or words of an agent's.
 SYSTEMS = (
@@ -116,15 +120,17 @@ def is_toolbox(value: dict[str, Any]) -> bool:
 
 
 def calling_rows(boxes: Sequence[Toolbox], unrelated: int = 3, seed: int = 0) -> list[ChatRow]:
-    """A row for each request, with the tools as they are, and again among tools of other boxes.
+    """A row for each request, with the tools as they are, and in a quarter of the boxes again among tools of others.
 
     Args:
-        unrelated: how many requests of other boxes each box gets besides, and does not serve.
+        unrelated: how many requests of other boxes each box gets besides, and does not serve. Boxes whose tools have
+            a word of their names in common don't get each other's: both might serve the request.
     """
     rows = []
+    topics = {box.id: _topics(box) for box in boxes}
     for box in boxes:
         dice = random.Random(f"{seed} {box.id}")
-        others = [other for other in boxes if other.id != box.id]
+        others = [other for other in boxes if other.id != box.id and not topics[box.id] & topics[other.id]]
         head = dice.choice(SYSTEMS)
         tools = [_spec(tool) for tool in box.tools]
         rows += [_row(box, head, tools, _served(request, box)) for request in box.requests]
@@ -132,12 +138,18 @@ def calling_rows(boxes: Sequence[Toolbox], unrelated: int = 3, seed: int = 0) ->
         rows += [_row(box, head, tools, _traced(trace, box)) for trace in box.traces]
         strange = dice.sample(others, min(unrelated, len(others)))
         rows += [_row(box, head, tools, _refused(dice.choice(o.requests).q)) for o in strange if o.requests]
-        more = [_spec(tool) for other in strange[:2] for tool in other.tools]
+        more = [_spec(tool) for other in dice.sample(others, min(2, len(others))) for tool in other.tools]
         if box.requests and more and dice.random() < 0.25:
             many = {tool.name: tool for tool in (*more, *tools)}  # its own go before others of the same name
             mixed = dice.sample(list(many.values()), len(many))
-            rows += [_row(box, head, mixed, _served(request, box)) for request in dice.sample(box.requests, 1)]
+            rows += [_row(box, head, mixed, _served(request, box)) for request in box.requests]
     return rows
+
+
+def _topics(box: Toolbox) -> set[str]:
+    """How the words of its tools' names begin, without those that say nothing of the subject."""
+    words = (word.lower() for tool in box.tools for word in re.findall(r"[A-Za-z][a-z]+|[A-Z]+", tool.name))
+    return {word[:5] for word in words if word not in COMMON}
 
 
 def _spec(tool: Tool) -> ToolSpec:

@@ -1,4 +1,4 @@
-"""JSON schemas of tools from data files: checked when read, and then applied without asking anyone for a reference."""
+"""JSON schemas of tools from data files, checked when they are read."""
 
 from __future__ import annotations
 
@@ -23,22 +23,6 @@ def schema_fault(schema: Mapping[str, Any]) -> str:
     except CallerError as error:
         return str(error)
     return _fault(json.dumps(schema, sort_keys=True))
-
-
-def misfit(value: Any, schema: Mapping[str, Any]) -> str:
-    """What is wrong with a value under a schema; empty where it fits. References to other documents are not fetched."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.validators import validator_for
-    from referencing import Registry
-    from referencing.exceptions import Unresolvable
-
-    dialect = validator_for(schema, default=Draft202012Validator)
-    try:
-        return next((fault.message for fault in dialect(schema, registry=Registry()).iter_errors(value)), "")
-    except (Unresolvable, re.error) as error:
-        return f"the schema can't be applied: {error}"
-    except RecursionError:
-        return "the schema can't be applied: it refers to itself without end"
 
 
 def part_of(schema: Any, *path: str) -> Mapping[str, Any]:

@@ -21,7 +21,7 @@ from evals.task import load_tasks
 from framework.config import Settings
 from framework.documents import Document
 from framework.errors import CallerError, ConfigError
-from framework.messages import Message
+from framework.messages import Message, ToolSpec
 from framework.prompts.reading import UNANSWERABLE
 from framework.testing.fakes import HashEmbedder
 from framework.testing.scripted import ScriptedChat, tool_call
@@ -226,3 +226,8 @@ def _first(accepted: Any) -> Any:
     if isinstance(accepted, dict):
         return {k: _first(v[0] if isinstance(v, list) else v) for k, v in accepted.items() if v != [""]}
     return [_first(item) for item in accepted] if isinstance(accepted, list) else accepted
+
+
+def test_a_schema_that_refers_elsewhere_allows_nothing_and_fetches_nothing() -> None:
+    outside = {"type": "object", "properties": {"city": {"$ref": "http://127.0.0.1:9/city"}}}
+    assert not valid(Called("weather", '{"city": "Ghent"}'), [ToolSpec("weather", "", outside)])

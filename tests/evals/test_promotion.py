@@ -599,6 +599,12 @@ async def test_a_suite_that_decides_nothing_is_told(world: World, overrides: Any
     assert world.outcomes() == []
 
 
+async def test_a_challenger_that_there_is_not_is_told_before_what_the_suite_lacks(world: World) -> None:
+    world.add("answers", 1, right=10)
+    with pytest.raises(NotFound, match="nobody"):
+        await world.promote("answers", "smollm2-135m-instruct:nobody", "task.thresholds=[]")
+
+
 async def test_models_that_are_no_adapters_are_judged_and_nothing_is_switched(world: World) -> None:
     world.rate("small", right=10)
     world.rate("large", right=30)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evals.gates import judge, parse_gate
-from evals.report import Estimate, bootstrap, paired, summarise, tango, verdict_line
+from evals.report import Estimate, bootstrap, estimate, paired, summarise, tango, verdict_line, wilson
 from evals.run_log import Record
 from framework.errors import ConfigError
 
@@ -116,6 +116,21 @@ def test_pairs_of_which_none_differs_leave_room_for_a_difference() -> None:
     steps = paired(a, a, "steps")
     assert steps is not None
     assert steps.estimate.low == 0
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 4), (4, 4), (3, 4), (170, 240)])
+def test_wilson_s_interval_ends_where_the_score_test_refuses(right: int, n: int) -> None:
+    found = estimate([1.0] * right + [0.0] * (n - right))
+    assert found == wilson(right, n)
+    assert (found.mean, found.n) == (right / n, n)
+    for end in {found.low, found.high} - {0.0, 1.0}:
+        assert abs(found.mean - end) / math.sqrt(end * (1 - end) / n) == pytest.approx(1.96, abs=1e-3)
+
+
+def test_four_of_four_leave_room_for_a_failure() -> None:
+    found = summarise([record(str(n), declined=1.0) for n in range(4)], ["declined"])["declined"]
+    assert (found.mean, found.high) == (1, 1)
+    assert found.low == pytest.approx(4 / (4 + 1.96**2), abs=1e-4)
 
 
 def test_failed_samples_are_left_out_of_pairs_where_asked() -> None:

@@ -43,6 +43,13 @@ def test_an_unknown_key_is_named_with_the_one_that_is_meant(bench: Bench, questi
     assert said.endswith("run.toml: unknown key optimizer.learnin_rate. Do you mean learning_rate?")
 
 
+def test_a_key_that_is_missing_is_named(bench: Bench, questions: Rows) -> None:
+    bench.rows(questions(4))
+    path = bench.config()
+    path.write_text(re.sub(r"^name = .*\n", "", path.read_text(), flags=re.MULTILINE))
+    assert refused(bench, path, ConfigError).endswith("run.toml: name is missing.")
+
+
 def test_a_value_of_the_wrong_type_is_named_with_its_place(bench: Bench, questions: Rows) -> None:
     bench.rows(questions(4))
     said = refused(bench, bench.config(optimizer={"steps": "many"}), ConfigError)

@@ -14,11 +14,12 @@ import pytest
 
 from framework.errors import CallerError
 from framework.messages import Message, ToolCall, ToolSpec, assistant, user
+from framework.models.json_schema import misfit
 from framework.training.contrast_calls import wrong_call
 from framework.training.datasets import ChatRow, Provenance, read_rows
 from framework.training.rewards import call
-from framework.training.tool_requests import calling_rows, read_toolboxes
-from framework.training.tool_schemas import misfit, schema_fault
+from framework.training.tool_requests import Call, Request, Tool, Toolbox, calling_rows, read_toolboxes
+from framework.training.tool_schemas import schema_fault
 
 OURS = Provenance("us", "MIT")
 OUTSIDE = "http://127.0.0.1:9/x"
@@ -128,3 +129,37 @@ def test_truth_values_and_references_within_are_schemas(tmp_path: Path) -> None:
 def test_a_value_that_does_not_fit_is_named_with_its_tool(tmp_path: Path) -> None:
     with pytest.raises(CallerError, match=r"tools\.jsonl:2: .*weather: 'Ghent' is not of type 'integer'"):
         read_toolboxes(toolbox(tmp_path, holding({"type": "integer"})))
+
+
+def box(id: str, name: str, *requests: str) -> Toolbox:
+    return Toolbox(
+        id=id,
+        tools=(Tool(name=name, description="Does it.", parameters={"type": "object", "properties": {}}),),
+        requests=tuple(Request(q=q, calls=(Call(name=name, arguments={}),)) for q in requests),
+    )
+
+
+def test_a_request_that_another_box_might_serve_too_is_not_refused_there() -> None:
+    boxes = [box("a", "get_weather", "rain?"), box("b", "weatherNow", "sun?"), box("c", "toll.get", "to Bari?")]
+    refused = [
+        (row.tools[0].name, row.messages[-2].content)
+        for seed in range(10)
+        for row in calling_rows(boxes, unrelated=2, seed=seed)
+        if not row.messages[-1].tool_calls
+    ]
+    assert set(refused) == {
+        ("get_weather", "to Bari?"), ("weatherNow", "to Bari?"), ("toll.get", "rain?"), ("toll.get", "sun?")
+    }  # fmt: skip
+
+
+def test_all_requests_of_some_boxes_are_asked_again_among_tools_of_others() -> None:
+    boxes = [box(str(n), name, f"{name} 1", f"{name} 2") for n, name in enumerate(("toll", "radio", "bread", "moon"))]
+    among = [
+        (row.document, row.messages[-1].tool_calls[0].name)
+        for seed in range(10)
+        for row in calling_rows(boxes, unrelated=0, seed=seed)
+        if len(row.tools) == 3
+    ]
+    assert among
+    assert all(boxes[int(document)].tools[0].name == name for document, name in among)
+    assert len(among) == 2 * len({(place // 2, document) for place, (document, _) in enumerate(among)})
