@@ -49,7 +49,8 @@ class ReadingConfig:
     Attributes:
         passages: that are read, best first.
         tokens: most tokens of a passage that are read at once; a longer one is read in parts.
-        answers: "sentence" or "brief": how an answer is given.
+        answers: how an answer is given: "brief" as found, "sentence" within one, "auto" as found if it has up to four
+            words and is not yes or no, otherwise within a sentence.
         doubt: least log-odds of answering, by the model, at which a passage that it would decline is asked for its
             answer all the same; what that is worth is judged with the others. 0: never.
         threshold: least confidence to answer with; below it the question is declined.
@@ -63,7 +64,7 @@ class ReadingConfig:
 
     passages: int = 6
     tokens: int = 600
-    answers: Literal["sentence", "brief"] = "sentence"
+    answers: Literal["auto", "sentence", "brief"] = "auto"
     doubt: float = -3.0
     threshold: float = 0.25
     language: str = "en"

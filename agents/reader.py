@@ -102,7 +102,7 @@ async def _supported(run: Run, reading: Reading, deps: Deps) -> tuple[Run, Read 
 
 async def _said(run: Run, best: Read, before: tuple[str, str] | None, model: ChatModel, deps: Deps) -> tuple[Run, str]:
     """The answer as it is given; the short one where a limit leaves no room for a sentence."""
-    if deps.reading.answers == "brief":
+    if deps.reading.answers == "brief" or (deps.reading.answers == "auto" and best.stands_alone):
         return run, best.text
     spent = deps.spent(run, part_size(run.question, best.part, model, before, Style.SENTENCE))
     if spent:

@@ -33,6 +33,7 @@ HELD = 0.6  # share of an answer's words that the sentence cited for it has, or 
 OVERHEAD = 16  # tokens that a chat template puts around the two messages, at most
 LEAST_ROOM = 32  # tokens of a passage; where there is no room for these, the model refuses the prompt and says why
 YES_NO = ("yes", "no")
+FEW = 4  # words of an answer that needs no sentence: a name, a number, a date
 # Nothing that begins as declining does; other words in "un" are barred too, or half of it would be written anyway.
 ANSWERING = Regex(rf"([^\s{UNANSWERABLE[0]}]|{UNANSWERABLE[0]}[^{UNANSWERABLE[1]}])[^\n]*")
 # What speaks for an answer; the last two are of the sentence that it stands in.
@@ -94,6 +95,11 @@ class Read:
         said = [word for word in word_list(self.text) if word not in _ARTICLES]
         numbers = all(word in there for word in said if any(map(str.isdigit, word)))
         return bool(said) and numbers and sum(word in there for word in said) >= HELD * len(said)
+
+    @property
+    def stands_alone(self) -> bool:
+        """It is a name, a number or the like, which needs no sentence around it."""
+        return self.key not in YES_NO and len(word_list(self.text)) <= FEW
 
     @property
     def key(self) -> str:

@@ -28,7 +28,7 @@ from tools import tool
 
 QUESTION = "Within how many days are refunds paid?"
 NOTHING = dict.fromkeys(SPEAKING, 0.0)
-PLAIN = ReadingConfig(**{**NOTHING, "odds": 1.0}, threshold=0.5, doubt=0.0)
+PLAIN = ReadingConfig(**{**NOTHING, "odds": 1.0}, threshold=0.5, doubt=0.0, answers="sentence")
 BRIEF = replace(PLAIN, answers="brief")
 Reading = Callable[..., tuple[Agent, ScriptedChat]]
 
@@ -93,6 +93,23 @@ async def test_brief_answers_are_asked_for_once(reading: Reading) -> None:
     answer = await agent.arun(QUESTION)
     assert (answer.text, answer.steps) == ("five days [1]", 1)
     assert all(request.messages[-1].content.endswith(Style.BRIEF.value) for request in reader.requests)
+
+
+@pytest.mark.parametrize(
+    ("short", "sentence", "given"),
+    [
+        ("five days", "Refunds are paid within five days.", "five days [1]"),
+        ("within five days of the return", "", "within five days of the return [1]"),
+        ("paid within five days of it", "Paid within five days of it, yes.", "Paid within five days of it, yes. [1]"),
+        ("Yes", "Yes, they are paid.", "Yes, they are paid. [1]"),
+    ],
+)
+async def test_a_few_words_stand_alone_and_more_get_a_sentence(
+    reading: Reading, short: str, sentence: str, given: str
+) -> None:
+    assert ReadingConfig().answers == "auto"
+    agent, _ = reading(reader_of({"Refunds are paid": said(short)}, sentence), reading=replace(PLAIN, answers="auto"))
+    assert (await agent.arun(QUESTION)).text == given
 
 
 @pytest.mark.parametrize("sentence", ["Refunds take a while.", UNANSWERABLE, ""])
