@@ -264,6 +264,8 @@ def check(config: TrainConfig) -> None:
         )
     if recipe == "reranker" and not late and not pairs.negatives:
         raise ConfigError("A cross-encoder learns from negatives: pairs.negatives is 0.", field="pairs.negatives")
+    if recipe == "grpo":
+        _check_generations(config)
     answers, what = recipe in CHAT and kind != "full", "full tuning" if recipe in CHAT else f"the recipe {recipe!r}"
     if config.adapter.start is not None and not answers:
         raise ConfigError(f"adapter.start is set, and {what} starts from the base.", field="adapter.start")
@@ -273,6 +275,19 @@ def check(config: TrainConfig) -> None:
             hint="Leave it out, and name the run's folder where the result is used.",
             field="publish.live",
         )
+
+
+def _check_generations(config: TrainConfig) -> None:
+    options, sequences = config.preference, config.optimizer.sequences
+    if sequences % options.generations:
+        raise ConfigError(
+            f"optimizer.sequences is {sequences}, which is no multiple of preference.generations,"
+            f" {options.generations}.",
+            hint="An update is computed from so many answers, `generations` to each prompt.",
+            field="optimizer.sequences",
+        )
+    if options.weights and len(options.weights) != len(options.rewards):
+        raise ConfigError("preference.weights needs one for each of preference.rewards.", field="preference.weights")
 
 
 def _near(key: str) -> str:

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from framework.errors import CallerError, ConfigError
+from framework.errors import CallerError
 from framework.messages import Message
 from framework.models.chat_text import ChatText, shared_text
 from framework.training.job import Job, quiet
@@ -36,9 +36,8 @@ def train(job: Job) -> None:
 
     Raises:
         CallerError: the rows are no chat rows, or too long, or no reward applies to any of them.
-        ConfigError: a number of `[preference]` is impossible, or there is no such reward.
+        ConfigError: there is no such reward.
     """
-    _check(job)
     options, text = job.config.preference, shared_text(job.base.path, job.base.card.name)
     rewards = {name: find(name, job.folder) for name in options.rewards}
     train_rows = cases(job.data.train, list(rewards.values()))
@@ -51,23 +50,6 @@ def train(job: Job) -> None:
     if job.run.last_checkpoint() is None:
         job.run.note(reward={"before": trainer.evaluate()["eval_reward"]})
     job.fit(trainer)
-
-
-def _check(job: Job) -> None:
-    options, sequences = job.config.preference, job.config.optimizer.sequences
-    if options.beta <= 0 or options.kl_bound <= 0:
-        raise ConfigError("preference.beta and preference.kl_bound must be above 0.", field="preference.beta")
-    if options.generations < 2:
-        raise ConfigError("preference.generations must be at least 2: answers are compared.", field="preference")
-    if sequences % options.generations:
-        raise ConfigError(
-            f"optimizer.sequences is {sequences}, which is no multiple of preference.generations,"
-            f" {options.generations}.",
-            hint="An update is computed from so many answers, `generations` to each prompt.",
-            field="optimizer.sequences",
-        )
-    if options.weights and len(options.weights) != len(options.rewards):
-        raise ConfigError("preference.weights needs one for each of preference.rewards.", field="preference.weights")
 
 
 def cases(rows: Sequence[Row], rewards: Sequence[Reward]) -> list[ChatRow]:
