@@ -200,6 +200,11 @@ def fit(chosen: Sequence[Case]) -> None:
         one = configured(without * (np.array(SPEAKING) != name))
         print(f"  without {name}: {quality(chosen, one):.3f}, ", end="")
         print(f"best right {np.mean([_best_right(case, one) for case in chosen]):.3f}")
+    direct = [_as_declined(case) for case in chosen]
+    other = configured(fit_weights(direct))
+    other = replace(other, threshold=fit_threshold(direct, other))
+    print(f"never asked again in doubt: {quality(direct, other):.3f}")
+    told(direct, other)
     print(f"  quoting's confidence alone: {quality(chosen, config, lambda case, _: case.quoted):.3f}")
     for weight in (0.25, 0.5, 1.0):
         print(f"  with quoting's log-odds at {weight}: {quality(chosen, config, _with_quoting(weight)):.3f}")
@@ -210,6 +215,13 @@ def _without(case: Case, name: str) -> Case:
     rows = case.rows.copy()
     rows[:, SPEAKING.index(name)] = 0.0
     return replace(case, rows=rows)
+
+
+def _as_declined(case: Case) -> Case:
+    """As read with `doubt` at 0: a passage that the model declines is not asked again."""
+    kept = np.array([each.odds >= 0 for each in case.answers], dtype=np.bool_)
+    reads = [replace(each, text="") if each.odds < 0 else each for each in case.reads]
+    return replace(case, reads=reads, rows=case.rows[kept])
 
 
 def _confidence(case: Case, config: ReadingConfig) -> float:
