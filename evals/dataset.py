@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -14,6 +16,9 @@ from evals.calls import conversation, expected_calls, tool_specs
 from evals.sample import Sample
 from framework.documents import Document
 from framework.errors import ConfigError
+
+NAME_PART = re.compile(r"[A-Za-z][a-z]+|[A-Z]+")
+VERBS = {"calc", "calculate", "compute", "find", "get", "info", "search"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +72,20 @@ class CallsConfig:
     Attributes:
         path: a JSONL file (also .gz).
         language: ISO 639-1.
+        others: tools of so many other requests are shown beside a request's own.
+
+    Raises:
+        ConfigError: others is below 0.
     """
 
     kind: Literal["calls"]
     path: Path
     language: str = "en"
+    others: int = 0
+
+    def __post_init__(self) -> None:
+        if self.others < 0:
+            raise ConfigError(f"dataset.others must be 0 or more, got {self.others}.", field="dataset.others")
 
 
 DatasetConfig: TypeAlias = BeirConfig | QuestionsConfig | CallsConfig
@@ -166,7 +180,31 @@ def _load_calls(config: CallsConfig) -> Dataset:
             calls=calls,
         )
 
-    return Dataset(_samples([path], sample), None, _hash_files([path]))
+    samples = _among_others(_samples([path], sample), config.others)
+    return Dataset(samples, None, _hash_files([path], f"{config.others} others" if config.others else ""))
+
+
+def _among_others(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
+    """The samples, each with tools of `count` others besides its own, in an order that its id decides.
+
+    Tools of which a name begins a word as one of its own does are not taken: they might serve the request as well.
+    """
+    if not count:
+        return tuple(samples)
+    made = []
+    for sample in samples:
+        dice, own = random.Random(sample.id), _subjects(sample)
+        strange = [other for other in samples if not own & _subjects(other)]
+        taken = [tool for other in dice.sample(strange, min(count, len(strange))) for tool in other.tools]
+        tools = list({tool.name: tool for tool in (*taken, *sample.tools)}.values())
+        made.append(replace(sample, tools=tuple(dice.sample(tools, len(tools)))))
+    return tuple(made)
+
+
+def _subjects(sample: Sample) -> set[str]:
+    """How the words of the tools' names begin, without those that say nothing of the subject."""
+    words = (word.lower() for tool in sample.tools for word in NAME_PART.findall(tool.name))
+    return {word[:4] for word in words if word not in VERBS}
 
 
 def _load_questions(config: QuestionsConfig) -> Dataset:

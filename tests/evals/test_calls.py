@@ -231,3 +231,21 @@ def _first(accepted: Any) -> Any:
 def test_a_schema_that_refers_elsewhere_allows_nothing_and_fetches_nothing() -> None:
     outside = {"type": "object", "properties": {"city": {"$ref": "http://127.0.0.1:9/city"}}}
     assert not valid(Called("weather", '{"city": "Ghent"}'), [ToolSpec("weather", "", outside)])
+
+
+def test_requests_may_be_shown_tools_of_others_that_serve_something_else(tmp_path: Path) -> None:
+    def asked(id: str, name: str) -> dict[str, Any]:
+        return {**AREA, "id": id, "function": [{**AREA["function"][0], "name": name}], "ground_truth": [{name: {}}]}
+
+    names = ("geometry.area", "calculate_areas", "weather.get", "get_train", "book_hotel")
+    path = write(tmp_path / "calls.jsonl", *(asked(str(n), name) for n, name in enumerate(names)))
+    samples = load_dataset(CallsConfig("calls", path, others=3)).samples
+    assert [len(sample.tools) for sample in samples] == [4] * 5
+    assert all(sample.calls[0].name in {tool.name for tool in sample.tools} for sample in samples)
+    assert "calculate_areas" not in {tool.name for tool in samples[0].tools}
+    assert len({[tool.name for tool in s.tools].index(s.calls[0].name) for s in samples}) > 1
+    alone = load_dataset(CallsConfig("calls", path))
+    assert [len(sample.tools) for sample in alone.samples] == [1] * 5
+    assert alone.hash != load_dataset(CallsConfig("calls", path, others=3)).hash
+    with pytest.raises(ConfigError, match=r"dataset\.others must be 0 or more"):
+        CallsConfig("calls", path, others=-1)
