@@ -68,13 +68,13 @@ class ReadingConfig:
     doubt: float = -3.0
     threshold: float = 0.25
     language: str = "en"
-    bias: float = -1.72
-    odds: float = 0.28
-    sure: float = 0.48
-    rank: float = -0.5
-    verbatim: float = -0.34
-    support: float = 0.32
-    cosine: float = 1.77
+    bias: float = -1.86
+    odds: float = 0.26
+    sure: float = 0.36
+    rank: float = -0.65
+    verbatim: float = 0.09
+    support: float = 0.5
+    cosine: float = 1.37
     overlap: float = 0.48
 
     def __post_init__(self) -> None:

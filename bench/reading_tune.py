@@ -39,6 +39,7 @@ from indexers.library import Library
 
 Matrix = NDArray[np.float64]
 AT_ONCE = 8  # questions
+DECLINED = 0.7  # share of the questions without an answer
 MISMATCHED = 3  # every third question is asked once more with its documents out of reach
 
 
@@ -140,13 +141,12 @@ def configured(weights: Matrix, threshold: float = 0.0) -> ReadingConfig:
 
 
 def fit_threshold(chosen: Sequence[Case], config: ReadingConfig) -> float:
-    """The confidence that parts right best answers from all others best."""
-    judged = [judge(case.reads, case.rows, replace(config, threshold=0.0)) for case in chosen]
-    sure = np.array([reading.confidence for reading in judged])
-    label = np.array([bool(r.reads) and c.accepts(r.reads[0]) for c, r in zip(chosen, judged, strict=True)])
+    """The least confidence at which so many of the questions that nothing answers are declined."""
+    judged = [judge(case.reads, case.rows, replace(config, threshold=0.0)).confidence for case in chosen]
+    empty = np.array([c.question.group.endswith("mismatched") or not c.question.answers for c in chosen])
     steps = np.linspace(0.02, 0.98, 97)
-    quality = [(sure[label] >= step).mean() + (sure[~label] < step).mean() for step in steps]
-    return round(float(steps[int(np.argmax(quality))]), 2)
+    sure = np.array(judged)[empty]
+    return round(float(next(step for step in steps if (sure < step).mean() >= DECLINED)), 2)
 
 
 def figures(chosen: Sequence[Case], config: ReadingConfig) -> dict[str, float]:
