@@ -67,7 +67,7 @@ class Agent:
         knowledge: collection names, or retrievers. It cites what it finds there.
         tools: functions decorated with `@tool`, other tools, or names of installed ones.
         model: a chat model, or a name that `load_chat` knows; None: the configured one.
-        mode: "read" answers from one passage, in a sentence with its source; "quote" answers with the documents' own
+        mode: "read" answers from one passage, with its source; "quote" answers with the documents' own
             sentences, which any model can do; "write" lets the model write from numbered passages; "auto" reads where
             the model has an adapter for it, and quotes otherwise. Without knowledge the model always writes.
         budget: the most that one run may use.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import random
 import tempfile
 import time
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 
 from agents.config import QuotingConfig, ReadingConfig
 from agents.quoting import quote
-from agents.reading import SPEAKING, Part, Read, heading, judge, parts, read_part, speaking
+from agents.reading import SPEAKING, Part, Read, agreeing, heading, judge, parts, read_part, speaking
 from bench.quoting_tune import Remembering, data_folder, least
 from bench.reading_data import Question, Task, reporting, tuning, without_gold
 from evals.identity import adapter_of
@@ -146,7 +147,7 @@ def fit_threshold(chosen: Sequence[Case], config: ReadingConfig) -> float:
     empty = np.array([c.question.group.endswith("mismatched") or not c.question.answers for c in chosen])
     steps = np.linspace(0.02, 0.98, 97)
     sure = np.array(judged)[empty]
-    return round(float(next(step for step in steps if (sure < step).mean() >= DECLINED)), 2)
+    return round(float(next((step for step in steps if (sure < step).mean() >= DECLINED), steps[-1])), 2)
 
 
 def figures(chosen: Sequence[Case], config: ReadingConfig) -> dict[str, float]:
@@ -218,10 +219,12 @@ def _without(case: Case, name: str) -> Case:
 
 
 def _as_declined(case: Case) -> Case:
-    """As read with `doubt` at 0: a passage that the model declines is not asked again."""
-    kept = np.array([each.odds >= 0 for each in case.answers], dtype=np.bool_)
+    """About as read with `doubt` at 0: what the model finds likelier declined than answered has no answer."""
     reads = [replace(each, text="") if each.odds < 0 else each for each in case.reads]
-    return replace(case, reads=reads, rows=case.rows[kept])
+    rows = case.rows[[each.odds >= 0 for each in case.answers]]
+    answers = [each for each in reads if each.text]
+    rows[:, SPEAKING.index("support")] = [math.log1p(agreeing(each, answers)) for each in answers]
+    return replace(case, reads=reads, rows=rows)
 
 
 def _confidence(case: Case, config: ReadingConfig) -> float:

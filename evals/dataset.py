@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import json
 import random
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,8 @@ from evals.calls import conversation, expected_calls, tool_specs
 from evals.sample import Sample
 from framework.documents import Document
 from framework.errors import ConfigError
+from framework.training.tool_requests import subjects
 
-NAME_PART = re.compile(r"[A-Za-z][a-z]+|[A-Z]+")
 VERBS = {"calc", "calculate", "compute", "find", "get", "info", "search"}
 
 
@@ -187,7 +186,8 @@ def _load_calls(config: CallsConfig) -> Dataset:
 def _among_others(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
     """The samples, each with tools of `count` others besides its own, in an order that its id decides.
 
-    Tools of which a name begins a word as one of its own does are not taken: they might serve the request as well.
+    Tools whose names share the beginning of a word with its own are not taken: they might serve the request as well. A
+    few that are named otherwise, and might, are.
     """
     if not count:
         return tuple(samples)
@@ -202,9 +202,7 @@ def _among_others(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
 
 
 def _subjects(sample: Sample) -> set[str]:
-    """How the words of the tools' names begin, without those that say nothing of the subject."""
-    words = (word.lower() for tool in sample.tools for word in NAME_PART.findall(tool.name))
-    return {word[:4] for word in words if word not in VERBS}
+    return subjects([tool.name for tool in sample.tools], VERBS)
 
 
 def _load_questions(config: QuestionsConfig) -> Dataset:

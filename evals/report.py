@@ -88,7 +88,7 @@ def wilson(right: int, n: int) -> Estimate:
     mean, z = right / n, NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-    return Estimate(mean, min(mean, middle - half), max(mean, middle + half), n)
+    return Estimate(mean, max(0.0, min(mean, middle - half)), min(1.0, max(mean, middle + half)), n)
 
 
 def summarise(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +27,8 @@ from framework.training.tool_schemas import part_of, schema_fault
 
 Text = Annotated[str, Field(min_length=1)]
 COMMON = {"get", "set", "list", "find", "add", "create", "update", "delete", "make", "send", "show", "check"}
+GENERAL = {"searc", "calcu", "evalu", "ask"}  # how words begin that name a tool for nearly anything
+NAME_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Za-z][a-z]+")
 COMMON |= {"to", "of", "by", "for", "in", "and", "from", "with"}
 STRICT = ConfigDict(frozen=True, extra="forbid")
 # What stands in the system turn above the tools: nothing, or words of an agent's.
@@ -124,10 +126,11 @@ def calling_rows(boxes: Sequence[Toolbox], unrelated: int = 3, seed: int = 0) ->
 
     Args:
         unrelated: how many requests of other boxes each box gets besides, and does not serve. Boxes whose tools have
-            a word of their names in common don't get each other's: both might serve the request.
+            a word of their names in common don't get each other's, and those that search or calculate get none: they
+            might serve the request.
     """
     rows = []
-    topics = {box.id: _topics(box) for box in boxes}
+    topics = {box.id: subjects([tool.name for tool in box.tools], COMMON) for box in boxes}
     for box in boxes:
         dice = random.Random(f"{seed} {box.id}")
         others = [other for other in boxes if other.id != box.id and not topics[box.id] & topics[other.id]]
@@ -137,7 +140,8 @@ def calling_rows(boxes: Sequence[Toolbox], unrelated: int = 3, seed: int = 0) ->
         rows += [_row(box, head, tools, _refused(text)) for text in box.irrelevant]
         rows += [_row(box, head, tools, _traced(trace, box)) for trace in box.traces]
         strange = dice.sample(others, min(unrelated, len(others)))
-        rows += [_row(box, head, tools, _refused(dice.choice(o.requests).q)) for o in strange if o.requests]
+        if not topics[box.id] & GENERAL:
+            rows += [_row(box, head, tools, _refused(dice.choice(o.requests).q)) for o in strange if o.requests]
         more = [_spec(tool) for other in dice.sample(others, min(2, len(others))) for tool in other.tools]
         if box.requests and more and dice.random() < 0.25:
             many = {tool.name: tool for tool in (*more, *tools)}  # its own go before others of the same name
@@ -146,10 +150,10 @@ def calling_rows(boxes: Sequence[Toolbox], unrelated: int = 3, seed: int = 0) ->
     return rows
 
 
-def _topics(box: Toolbox) -> set[str]:
-    """How the words of its tools' names begin, without those that say nothing of the subject."""
-    words = (word.lower() for tool in box.tools for word in re.findall(r"[A-Za-z][a-z]+|[A-Z]+", tool.name))
-    return {word[:5] for word in words if word not in COMMON}
+def subjects(names: Iterable[str], common: Collection[str]) -> set[str]:
+    """How the words of tools' names begin, without those that are common, which say nothing of the subject."""
+    words = (word.lower() for name in names for word in NAME_PART.findall(name))
+    return {word[:5] for word in words if word not in common}
 
 
 def _spec(tool: Tool) -> ToolSpec:

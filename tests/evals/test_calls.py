@@ -237,12 +237,12 @@ def test_requests_may_be_shown_tools_of_others_that_serve_something_else(tmp_pat
     def asked(id: str, name: str) -> dict[str, Any]:
         return {**AREA, "id": id, "function": [{**AREA["function"][0], "name": name}], "ground_truth": [{name: {}}]}
 
-    names = ("geometry.area", "calculate_areas", "weather.get", "get_train", "book_hotel")
+    names = ("geometry.area", "calculate_area_of", "weather.get", "get_train", "book_hotel")
     path = write(tmp_path / "calls.jsonl", *(asked(str(n), name) for n, name in enumerate(names)))
     samples = load_dataset(CallsConfig("calls", path, others=3)).samples
     assert [len(sample.tools) for sample in samples] == [4] * 5
     assert all(sample.calls[0].name in {tool.name for tool in sample.tools} for sample in samples)
-    assert "calculate_areas" not in {tool.name for tool in samples[0].tools}
+    assert "calculate_area_of" not in {tool.name for tool in samples[0].tools}
     assert len({[tool.name for tool in s.tools].index(s.calls[0].name) for s in samples}) > 1
     alone = load_dataset(CallsConfig("calls", path))
     assert [len(sample.tools) for sample in alone.samples] == [1] * 5

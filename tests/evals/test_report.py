@@ -118,11 +118,12 @@ def test_pairs_of_which_none_differs_leave_room_for_a_difference() -> None:
     assert steps.estimate.low == 0
 
 
-@pytest.mark.parametrize(("right", "n"), [(0, 4), (4, 4), (3, 4), (170, 240)])
+@pytest.mark.parametrize(("right", "n"), [(0, 2), (0, 4), (4, 4), (9, 9), (3, 4), (170, 240)])
 def test_wilson_s_interval_ends_where_the_score_test_refuses(right: int, n: int) -> None:
     found = estimate([1.0] * right + [0.0] * (n - right))
     assert found == wilson(right, n)
     assert (found.mean, found.n) == (right / n, n)
+    assert 0 <= found.low <= found.mean <= found.high <= 1
     for end in {found.low, found.high} - {0.0, 1.0}:
         assert abs(found.mean - end) / math.sqrt(end * (1 - end) / n) == pytest.approx(1.96, abs=1e-3)
 

@@ -147,6 +147,10 @@ def test_a_request_that_another_box_might_serve_too_is_not_refused_there() -> No
         for row in calling_rows(boxes, unrelated=2, seed=seed)
         if not row.messages[-1].tool_calls
     ]
+    boxes.append(box("d", "webSearch", "anything?"))
+    assert "webSearch" not in {
+        row.tools[0].name for row in calling_rows(boxes, unrelated=2) if not row.messages[-1].tool_calls
+    }
     assert set(refused) == {
         ("get_weather", "to Bari?"), ("weatherNow", "to Bari?"), ("toll.get", "rain?"), ("toll.get", "sun?")
     }  # fmt: skip
