@@ -314,7 +314,8 @@ async def in_a_sentence(
     said, short = word_list(text), word_list(best.text)
     whole = answer.finish_reason == "stop" and not _declines(answer)
     same = said[:1] == [best.key] if best.key in YES_NO else f" {' '.join(short)} " in f" {' '.join(said)} "
-    return text if whole and same else best.text, usage_of(answer, messages, model)
+    alone = best.text.capitalize() if best.key in YES_NO else best.text
+    return text if whole and same else alone, usage_of(answer, messages, model)
 
 
 def heading(hit: Hit) -> str:
