@@ -27,9 +27,9 @@ from framework.training.tool_schemas import part_of, schema_fault
 
 Text = Annotated[str, Field(min_length=1)]
 COMMON = {"get", "set", "list", "find", "add", "create", "update", "delete", "make", "send", "show", "check"}
+COMMON |= {"to", "of", "by", "for", "in", "and", "from", "with"}
 GENERAL = {"searc", "calcu", "evalu", "ask"}  # how words begin that name a tool for nearly anything
 NAME_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Za-z][a-z]+")
-COMMON |= {"to", "of", "by", "for", "in", "and", "from", "with"}
 STRICT = ConfigDict(frozen=True, extra="forbid")
 # What stands in the system turn above the tools: nothing, or words of an agent's.
 SYSTEMS = (
