@@ -117,7 +117,14 @@ def test_what_does_not_go_together_is_refused_before_anything_is_made(
     [
         ("reranker", {"pairs": {"kind": "cross-encoder"}, "adapter": {"kind": "full"}}),
         ("embedding", {"adapter": {"kind": "full"}}),
-        ("grpo", {"adapter": {"start": "first/adapter", "kind": "ia3"}, "publish": {"live": True}}),
+        (
+            "grpo",
+            {
+                "adapter": {"start": "first/adapter", "kind": "ia3"},
+                "publish": {"live": True},
+                "optimizer": {"sequences": 4},
+            },
+        ),
     ],
 )
 def test_what_goes_together_is_read(bench: Bench, recipe: str, sections: dict[str, dict[str, Any]]) -> None:
