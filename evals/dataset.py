@@ -15,7 +15,7 @@ from evals.calls import conversation, expected_calls, tool_specs
 from evals.sample import Sample
 from framework.documents import Document
 from framework.errors import ConfigError
-from framework.training.tool_requests import subjects
+from framework.subjects import subjects
 
 VERBS = {"calc", "calculate", "compute", "find", "get", "info", "search"}
 
@@ -191,18 +191,15 @@ def _among_others(samples: Sequence[Sample], count: int) -> tuple[Sample, ...]:
     """
     if not count:
         return tuple(samples)
+    about = {sample.id: subjects([tool.name for tool in sample.tools], VERBS) for sample in samples}
     made = []
     for sample in samples:
-        dice, own = random.Random(sample.id), _subjects(sample)
-        strange = [other for other in samples if not own & _subjects(other)]
+        dice = random.Random(sample.id)
+        strange = [other for other in samples if not about[sample.id] & about[other.id]]
         taken = [tool for other in dice.sample(strange, min(count, len(strange))) for tool in other.tools]
         tools = list({tool.name: tool for tool in (*taken, *sample.tools)}.values())
         made.append(replace(sample, tools=tuple(dice.sample(tools, len(tools)))))
     return tuple(made)
-
-
-def _subjects(sample: Sample) -> set[str]:
-    return subjects([tool.name for tool in sample.tools], VERBS)
 
 
 def _load_questions(config: QuestionsConfig) -> Dataset:

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import json
 import random
-import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from framework.messages import Message, ToolCall, ToolSpec, assistant, system, user
 from framework.models.json_schema import misfit
 from framework.prompts.tool_formats import NO_TOOL
+from framework.subjects import subjects
 from framework.training.datasets import ChatRow, Provenance, read_models
 from framework.training.tool_schemas import part_of, schema_fault
 
@@ -29,7 +29,6 @@ Text = Annotated[str, Field(min_length=1)]
 COMMON = {"get", "set", "list", "find", "add", "create", "update", "delete", "make", "send", "show", "check"}
 COMMON |= {"to", "of", "by", "for", "in", "and", "from", "with"}
 GENERAL = {"searc", "calcu", "evalu", "ask"}  # how words begin that name a tool for nearly anything
-NAME_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Za-z][a-z]+")
 STRICT = ConfigDict(frozen=True, extra="forbid")
 # What stands in the system turn above the tools: nothing, or words of an agent's.
 SYSTEMS = (
@@ -148,12 +147,6 @@ def calling_rows(boxes: Sequence[Toolbox], unrelated: int = 3, seed: int = 0) ->
             mixed = dice.sample(list(many.values()), len(many))
             rows += [_row(box, head, mixed, _served(request, box)) for request in box.requests]
     return rows
-
-
-def subjects(names: Iterable[str], common: Collection[str]) -> set[str]:
-    """How the words of tools' names begin, without those that are common, which say nothing of the subject."""
-    words = (word.lower() for name in names for word in NAME_PART.findall(name))
-    return {word[:5] for word in words if word not in common}
 
 
 def _spec(tool: Tool) -> ToolSpec:

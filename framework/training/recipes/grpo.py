@@ -131,6 +131,17 @@ def _last_evaluation(state: Any) -> dict[str, float] | None:
     return found[-1] if found else None
 
 
+def _pulled_back(trainer: Any, trained: torch.nn.Module, bound: KLBound) -> tuple[dict[str, float], int]:
+    """What is measured at the end, and by how many tenths the weights had to go back to be within the bound."""
+    last = _last_evaluation(trainer.state) or trainer.evaluate()
+    pulled = 0
+    while last["eval_kl"] > bound.most and pulled < 10:
+        pulled += 1
+        bound.pull_back(trained, pulled)
+        last = trainer.evaluate()
+    return last, pulled
+
+
 @cache
 def _bounded() -> Any:
     """TRL's trainer with prompts as token ids, and within a bound of the divergence."""
@@ -162,12 +173,7 @@ def _bounded() -> Any:
 
         def train(self, *args: Any, **given: Any) -> Any:
             done = super().train(*args, **given)
-            last = _last_evaluation(self.state) or self.evaluate()
-            pulled = 0
-            while last["eval_kl"] > self._bound.most and pulled < 10:
-                pulled += 1
-                self._bound.pull_back(self._trained, pulled)
-                last = self.evaluate()
+            last, pulled = _pulled_back(self, self._trained, self._bound)
             before = self._run.read().get("reward", {})
             self._run.note(
                 reward={**before, "after": last["eval_reward"]},
